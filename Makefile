@@ -1,0 +1,30 @@
+# `make quickstart` needs Python 3.11 to 3.13 and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: quickstart test test-slow lint
+
+$(VENV)/core: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "e5jax needs Python 3.11 to 3.13; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/test: $(VENV)/core
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+quickstart: $(VENV)/core  ## train a tiny embedder on the built-in sample, on CPU
+	$(RUN) -m e5jax.train --config configs/quickstart.py
+
+test: $(VENV)/test  ## everything that is quick
+	$(RUN) -m pytest -m 'not slow'
+
+test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long claims
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .

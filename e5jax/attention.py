@@ -1,0 +1,78 @@
+"""Attention over one packed bin.
+
+A bin is rows of a few fixed widths laid end to end; each text lies whole in one row, so attention is a reshape of the
+bin into rows and a mask inside each row: no gather, and cost linear in the bin.
+
+Shapes: T tokens of the bin, R rows of one width, Q and S query and key positions in a row, N query heads, K key-value
+heads, G = N / K query heads a key-value head, H head size.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+Rows = tuple[tuple[int, int], ...]  # ((width, how many), ...), the layout of every bin
+
+
+def attend(
+    q_TNH: jax.Array,
+    k_TKH: jax.Array,
+    v_TKH: jax.Array,
+    segments_T: jax.Array,
+    rows: Rows,
+    causal: bool,
+    window: int | None,
+) -> jax.Array:
+    """Softmax attention inside each text of the bin -> [T, N, H].
+
+    `segments_T` numbers the text a token belongs to (0: padding). With a window W, key j is seen from query i when
+    i − W < j (and j ≤ i where causal), as in Mistral (arXiv 2310.06825).
+    """
+    parts, start = [], 0
+    for width, count in rows:
+        stop = start + width * count
+        q, k, v, segments = (
+            x[start:stop].reshape(count, width, *x.shape[1:]) for x in (q_TNH, k_TKH, v_TKH, segments_T)
+        )
+        # The backward pass computes the scores again: kept, they would outweigh every other activation.
+        out = jax.checkpoint(_attend_rows)(q, k, v, visible(segments, causal, window))
+        parts.append(out.reshape(width * count, *out.shape[2:]))
+        start = stop
+    return jnp.concatenate(parts)
+
+
+def visible(segments_RQ: jax.Array, causal: bool, window: int | None) -> jax.Array:
+    """Which key is seen from which query -> bool [R, Q, S]. Padding sees padding, so no row of scores is empty."""
+    i, j = jnp.arange(segments_RQ.shape[1])[:, None], jnp.arange(segments_RQ.shape[1])[None, :]
+    near = jnp.ones_like(i - j, dtype=bool)
+    if causal:
+        near &= j <= i
+    if window is not None:
+        near &= i - j < window
+        if not causal:
+            near &= j - i < window
+    return near & (segments_RQ[:, :, None] == segments_RQ[:, None, :])
+
+
+def _attend_rows(q_RQNH, k_RSKH, v_RSKH, visible_RQS):
+    R, Q, N, H = q_RQNH.shape
+    K = k_RSKH.shape[2]
+    precision = jax.lax.Precision.HIGHEST if q_RQNH.dtype == jnp.float32 else None
+    q_RQKGH = q_RQNH.reshape(R, Q, K, N // K, H)
+    scores = jnp.einsum(
+        "RQKGH,RSKH->RKGQS",
+        q_RQKGH,
+        k_RSKH,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    scores = jnp.where(visible_RQS[:, None, None], scores * H**-0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_RSKH.dtype)
+    out = jnp.einsum(
+        "RKGQS,RSKH->RQKGH",
+        weights,
+        v_RSKH,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    return out.reshape(R, Q, N, H).astype(q_RQNH.dtype)

@@ -1,0 +1,158 @@
+"""The examples of one step -> the arrays the step reads.
+
+Texts of a batch, in this order: the queries, then the passages, each different passage once: a passage that two
+records share is encoded once, and is nobody's own negative.
+
+Shapes: Q queries, P passages at most = Q · (1 + max_negatives); bins as in packing.py.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+
+from e5jax import data, formats
+from e5jax.config import TrainConfig
+from e5jax.data import Store
+from e5jax.errors import UserError
+from e5jax.packing import Bins, BinShape, choose_shape, fill, place
+
+
+log = logging.getLogger("e5jax")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step's input; vector indices count the slots of all bins."""
+
+    bins: Bins
+    query_Q: np.ndarray
+    passage_P: np.ndarray
+    positive_Q: np.ndarray  # which passage is query i's own
+    valid_P: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The distinct texts of a batch, as (source, record, which text of the record), and who belongs to whom."""
+
+    where: np.ndarray  # [texts, 3]
+    lengths: np.ndarray  # [texts], in tokens
+    positive_Q: np.ndarray
+
+    @property
+    def passages(self) -> int:
+        """How many different passages there are."""
+        return len(self.where) - len(self.positive_Q)
+
+
+def texts_of(stores: Sequence[Store], examples: np.ndarray) -> Texts:
+    """List a batch's texts from lengths and hashes alone, without reading a token."""
+    where, lengths, hashes = [], [], []
+    for source, record in examples.tolist():
+        for which, (length, hash_) in enumerate(stores[source].describe(record)):
+            where.append((source, record, which))
+            lengths.append(length)
+            hashes.append(hash_)
+    where, lengths, hashes = np.array(where), np.array(lengths), np.array(hashes, np.uint64)
+    is_query = where[:, 2] == 0
+    _, first, passage_of = np.unique(hashes[~is_query], return_index=True, return_inverse=True)
+    keep = np.concatenate([np.flatnonzero(is_query), np.flatnonzero(~is_query)[first]])
+    is_positive = where[~is_query][:, 2] == 1
+    return Texts(where=where[keep], lengths=lengths[keep], positive_Q=passage_of[is_positive])
+
+
+def make_batch(stores: Sequence[Store], examples: np.ndarray, shape: BinShape, max_negatives: int) -> Batch:
+    """Raises UserError where the texts do not fit the shape, naming the setting to raise."""
+    texts = texts_of(stores, examples)
+    placement = place(texts.lengths, shape)
+    if placement is None:
+        raise UserError(
+            f"a batch of {texts.lengths.sum():,} tokens in {len(texts.lengths):,} texts does not fit "
+            f"{shape.chunks} chunks × {shape.shards} shards × {shape.tokens:,} tokens: raise packing.spare"
+        )
+
+    def text(i):
+        source, record, which = texts.where[i]
+        return stores[source].texts(record)[which]
+
+    queries = len(examples)
+    vector = placement.vector(shape.slots)
+    room = queries * (1 + max_negatives)
+    passage_P = np.zeros(room, np.int32)
+    passage_P[: texts.passages] = vector[queries:]
+    return Batch(
+        bins=fill(text, texts.lengths, placement, shape),
+        query_Q=vector[:queries],
+        passage_P=passage_P,
+        positive_Q=texts.positive_Q.astype(np.int32),
+        valid_P=np.arange(room) < texts.passages,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainData:
+    """Tokenised sources and their mixture: `examples[i]` is what step i + 1 reads."""
+
+    stores: tuple[data.Store, ...]
+    examples: grain.MapDataset
+    fingerprint: str
+    max_negatives: int
+
+    def batches(self, first: int, last: int, shape: BinShape) -> Iterator[Batch]:
+        """Batches of steps first + 1 … last, made ahead in the background."""
+        make = partial(_batch, self.stores, shape, self.max_negatives)
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        return iter(self.examples[first:last].map(make).to_iter_dataset(ahead))
+
+    def where(self, step: int) -> list[str]:
+        """The places in the user's files that the examples of a step came from."""
+        return [self.stores[source].where(record) for source, record in self.examples[step - 1]]
+
+
+def _batch(stores, shape, max_negatives, examples):
+    return make_batch(stores, examples, shape, max_negatives)
+
+
+def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData:
+    """Tokenise what is not in the cache yet, and mix."""
+    settings, cache = config.data, Path(config.data.cache).expanduser()
+    stores = tuple(
+        data.prepare(
+            source, tokenizer, settings.max_length, settings.max_negatives, settings.on_bad_record, cache
+        )
+        for source in settings.train
+    )
+    for store in stores:
+        notes = [f"{len(store):,} records"]
+        notes += [f"{store.truncated:,} texts cut to {settings.max_length} tokens"] * bool(store.truncated)
+        notes += [f"{store.skipped:,} bad records left out"] * bool(store.skipped)
+        log.info("%s: %s", store.source.path, ", ".join(notes))
+    weights = [store.source.weight or len(store) for store in stores]
+    same_source = settings.same_source_batches
+    return TrainData(
+        stores=stores,
+        examples=data.mixture(stores, weights, config.batch_size, config.seed, same_source),
+        fingerprint=data.fingerprint(stores, weights, config.seed, config.batch_size, same_source),
+        max_negatives=settings.max_negatives,
+    )
+
+
+def fit_shape(config: TrainConfig, train_data: TrainData, shards: int) -> BinShape:
+    """The one shape of the run's batches, from batches all along the run; raises where one of them does not fit."""
+    steps = np.unique(np.linspace(0, config.steps - 1, min(config.steps, 256)).astype(int))
+    sample = [texts_of(train_data.stores, train_data.examples[int(i)]).lengths for i in steps]
+    packing = config.packing
+    shape = choose_shape(sample[:: max(1, len(sample) // 32)], shards, packing.chunks, packing.spare, packing.widths)
+    if shape is None or any(place(lengths, shape) is None for lengths in sample):
+        raise UserError(
+            f"batches of {min(map(sum, sample)):,} to {max(map(sum, sample)):,} tokens do not fit one shape: "
+            f"raise packing.spare (now {packing.spare}) or packing.chunks (now {packing.chunks})"
+        )
+    return shape

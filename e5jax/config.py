@@ -1,0 +1,245 @@
+"""What a run depends on: frozen dataclasses, a Python file that builds one, overrides from the command line.
+
+    python -m e5jax.train --config configs/quickstart.py --optim.peak-lr 1e-4
+
+The file has `get_config()` and is the run; overrides are for trying things out. What a run stores is JSON, never code.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from e5jax.decoder import DecoderConfig
+from e5jax.errors import UserError
+from e5jax.records import Source
+
+
+frozen = dataclasses.dataclass(frozen=True, kw_only=True)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@frozen
+class Pretrained:
+    """Start from a trained decoder."""
+
+    base: str
+    """A directory in Hugging Face's format, a hub name, or the workdir of an earlier run."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of the frozen weights and of all products; adapters and trained weights are float32."""
+
+
+@frozen
+class FromScratch:
+    """Start from random weights."""
+
+    decoder: DecoderConfig
+    tokenizer: str | None = None
+    """Directory with tokenizer.json; None trains a byte-level BPE of `decoder.vocab_size` on the training texts."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of all products."""
+
+
+@frozen
+class LoraConfig:
+    """Adapters beside frozen projections."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+    def __post_init__(self):
+        _require(self.rank > 0, f"rank must be positive, got {self.rank}")
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@frozen
+class DataConfig:
+    """Records in, token ids out."""
+
+    train: tuple[Source, ...]
+    max_length: int = 512
+    """Tokens of a text, <s> and </s> included; longer texts are cut before </s>."""
+    max_negatives: int = 1
+    """Hard negatives a query brings at most; the first ones of its record."""
+    on_bad_record: Literal["stop", "skip"] = "stop"
+    """What to do with a record that cannot be used."""
+    same_source_batches: bool = False
+    """Draw all of a batch from one source, so that its negatives are of one kind."""
+    cache: str = "~/.cache/e5jax"
+    """Where tokenised sources are kept for the next run."""
+
+    def __post_init__(self):
+        _require(len(self.train) > 0, "data.train names no source")
+        weighted = sum(source.weight is not None for source in self.train)
+        _require(weighted in (0, len(self.train)), "data.train: give all sources a weight, or none")
+        _require(self.max_length >= 8, f"max_length must be at least 8, got {self.max_length}")
+        _require(self.max_negatives >= 0, f"max_negatives is negative: {self.max_negatives}")
+
+
+@frozen
+class EvalSet:
+    """Held-out pairs: every query against every passage of the set."""
+
+    name: str
+    sources: tuple[Source, ...]
+    """Records whose queries are asked and whose positives are right."""
+    pool: tuple[Source, ...] = ()
+    """Further records; their passages only make the search harder."""
+
+
+@frozen
+class PackingConfig:
+    """The shape of a batch; see packing.py."""
+
+    widths: tuple[int, ...] = (512, 128)
+    """Row widths, widest first; the widest holds the longest text."""
+    chunks: int = 1
+    """Parts that a device encodes one after the other. 1 keeps every activation; more keep only the vectors and
+    encode again in the backward pass (GradCache). The gradient is the same."""
+    spare: float = 0.25
+    """Room for batches longer than usual: chunks allocated beyond `chunks`, as a fraction of it (at least one)."""
+
+    def __post_init__(self):
+        ordered = tuple(sorted(set(self.widths), reverse=True)) == self.widths
+        _require(bool(self.widths) and ordered, f"widths go from wide to narrow, got {self.widths}")
+        _require(self.chunks >= 1, f"chunks must be at least 1, got {self.chunks}")
+        _require(self.spare >= 0, f"spare must not be negative, got {self.spare}")
+
+
+@frozen
+class OptimConfig:
+    """AdamW, linear warm-up, linear decay to zero at the last step."""
+
+    peak_lr: float = 1e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+
+    def __post_init__(self):
+        _require(self.peak_lr > 0, f"peak_lr must be positive, got {self.peak_lr}")
+        _require(self.warmup_steps >= 0, f"warmup_steps is negative: {self.warmup_steps}")
+        _require(self.clip_norm > 0, f"clip_norm must be positive, got {self.clip_norm}")
+
+
+@frozen
+class TrainConfig:
+    """Everything a training run depends on; stored as config.json in its workdir."""
+
+    workdir: str
+    """Where the run writes; a workdir that holds this run's checkpoints is resumed."""
+    steps: int
+    batch_size: int
+    """Queries a step, over all devices."""
+    model: Annotated[Pretrained | FromScratch, tyro.conf.AvoidSubcommands]
+    data: DataConfig
+    lora: Annotated[LoraConfig | None, tyro.conf.AvoidSubcommands] = LoraConfig()
+    """None trains every weight."""
+    eval: tuple[EvalSet, ...] = ()
+    packing: PackingConfig = PackingConfig()
+    optim: OptimConfig = OptimConfig()
+    temperature: float = 0.02
+    seed: int = 0
+    eval_every: int = 100
+    """Steps between evaluations on held-out pairs; there is always one before the first step and after the last."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last step always has one."""
+    mesh: tuple[int, int, int] = (-1, 1, 1)
+    """Devices along (data, fsdp, tensor). Frozen weights are copied over data, split over fsdp and tensor."""
+    remat: bool = False
+    """Recompute each layer in the backward pass: about a third more work for a tenth of the memory."""
+    init_from: str | None = None
+    """Start from the adapters (or weights) of another run."""
+    extend: bool = False
+    """Resume with more `steps` than the run was started with; the decay is stretched to the new end."""
+    profile_steps: str | None = None
+    """A:B writes an XProf trace of steps A to B into the workdir."""
+    wandb_project: str | None = None
+    """Also report to Weights & Biases (the key from its own environment variable)."""
+
+    def __post_init__(self):
+        _require(self.steps > 0, f"steps must be positive, got {self.steps}")
+        _require(self.batch_size > 1, f"batch_size must be at least 2, got {self.batch_size}")
+        _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
+        _require(self.eval_every > 0, f"eval_every must be positive, got {self.eval_every}")
+        _require(
+            self.checkpoint_every > 0,
+            f"checkpoint_every must be positive, got {self.checkpoint_every}",
+        )
+        widest, longest = self.packing.widths[0], self.data.max_length
+        _require(
+            widest >= longest,
+            f"packing.widths {self.packing.widths} hold no text of data.max_length {longest} tokens",
+        )
+        names = [s.name for s in self.eval]
+        _require(len(set(names)) == len(names), f"eval names a set twice: {names}")
+        if self.profile_steps is not None:
+            profile_range(self.profile_steps)
+
+
+def profile_range(steps: str) -> tuple[int, int]:
+    """`A:B` -> (A, B)."""
+    first, _, last = steps.partition(":")
+    _require(
+        first.isdigit() and last.isdigit() and int(first) < int(last),
+        f"profile_steps is A:B with A < B, got {steps!r}",
+    )
+    return int(first), int(last)
+
+
+def load_config(path: str) -> Any:
+    """What `get_config()` of a config file returns."""
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), n=1)
+        raise UserError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    sys.path.insert(0, str(Path(path).resolve().parent))  # a config may build on its neighbour
+    try:
+        names = runpy.run_path(path)
+        if "get_config" not in names:
+            raise UserError(f"{path} has no get_config()")
+        return names["get_config"]()
+    except (TypeError, ValueError, SyntaxError, ImportError, NameError, AttributeError) as error:
+        raise UserError(f"{path}: {error}") from error
+    finally:
+        sys.path.pop(0)
+
+
+def parse(argv: Sequence[str], prog: str) -> Any:
+    """`--config configs/x.py --optim.peak-lr 1e-4` -> a validated config. Exits with 2 on a wrong word."""
+    files = argparse.ArgumentParser(add_help=False, prog=prog)
+    files.add_argument("--config", metavar="FILE.py")
+    known, rest = files.parse_known_args(argv)
+    if known.config is None:
+        asked = {"-h", "--help"} & set(rest)
+        print(
+            f"usage: {prog} --config FILE.py [--FIELD VALUE ...]\n\n"
+            "FILE.py has get_config(); configs/ holds some to start from.\n"
+            f"{prog} --config FILE.py --help lists its fields.",
+            file=sys.stdout if asked else sys.stderr,
+        )
+        sys.exit(0 if asked else 2)
+    default = load_config(known.config)
+    # tyro suggests the right name for `--nmae value`, but not for `--nmae=value`.
+    rest = [part for arg in rest for part in (arg.split("=", 1) if arg[:2] == "--" else [arg])]
+    return tyro.cli(type(default), default=default, args=rest, prog=f"{prog} --config {known.config}")
+
+
+def to_json(config: Any) -> dict:
+    """A config as plain JSON values; tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

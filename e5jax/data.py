@@ -1,0 +1,266 @@
+"""Records to training examples: a source is tokenised once into a store, stores are mixed.
+
+The state of the data is the step number: example ids are a pure function of (seed, step), lengths
+come from the stores without reading a text, and a fingerprint says whether two runs see the same.
+"""
+
+import array
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import grain
+import numpy as np
+import tqdm
+
+from e5jax import formats, records
+from e5jax.errors import UserError
+
+
+log = logging.getLogger("e5jax")
+
+VERSION = 1  # of the store's files: raise it when what `_write` writes changes
+BLOCK = 1_000  # records tokenised at a time, on all cores
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Store:
+    """The tokenised records of one source, on disk, read in any order.
+
+    Shapes: R records, X texts (query, positive, negatives of each record in turn), T tokens of a
+    batch's texts.
+    """
+
+    source: records.Source
+    digest: str
+    """sha256 of tokens and boundaries: the same for the same data, wherever it lies."""
+    skipped: int
+    """Bad records left out."""
+    truncated: int
+    """Texts cut to `max_length`."""
+    tokens: np.ndarray
+    """int32, all texts end to end."""
+    hashes: np.ndarray
+    """uint64 [X], equal for equal texts."""
+    text_starts: np.ndarray
+    """int64 [X + 1], into `tokens`."""
+    record_starts: np.ndarray
+    """int64 [R + 1], into the texts."""
+    places: np.ndarray
+    """uint8, where each record was read, end to end."""
+    place_starts: np.ndarray
+    """int64 [R + 1], into `places`."""
+
+    @classmethod
+    def open(cls, directory: Path, source: records.Source) -> "Store":
+        """The store that `prepare` has written to a directory."""
+        facts = json.loads((directory / "facts.json").read_text())
+        arrays = {file.stem: np.load(file, mmap_mode="r") for file in directory.glob("*.npy")}
+        arrays["tokens"] = np.memmap(directory / "tokens.int32", "<i4", mode="r")
+        arrays["places"] = np.memmap(directory / "places.utf8", "u1", mode="r")
+        # As plain arrays over the same mapping: slicing a memmap costs ten times as much.
+        arrays = {name: np.asarray(mapped) for name, mapped in arrays.items()}
+        return cls(source=source, **arrays, **facts)
+
+    def __len__(self) -> int:
+        return len(self.record_starts) - 1
+
+    def texts(self, record: int) -> list[np.ndarray]:
+        """Token ids of a record's texts: query, positive, negatives."""
+        first, last = self.record_starts[record : record + 2]
+        bounds = itertools.pairwise(self.text_starts[first : last + 1])
+        return [self.tokens[start:stop] for start, stop in bounds]
+
+    def describe(self, record: int) -> list[tuple[int, int]]:
+        """Length in tokens and hash of each of a record's texts."""
+        first, last = self.record_starts[record : record + 2]
+        lengths = np.diff(self.text_starts[first : last + 1])
+        return list(zip(lengths.tolist(), self.hashes[first:last].tolist(), strict=True))
+
+    def counts(self, records_B: np.ndarray) -> np.ndarray:
+        """How many texts each of these records has, [B]."""
+        return self.record_starts[records_B + 1] - self.record_starts[records_B]
+
+    def lengths(self, records_B: np.ndarray) -> np.ndarray:
+        """Tokens in each text of these records, record after record, [sum of `counts`]."""
+        counts_B = self.counts(records_B)
+        shift_B = self.record_starts[records_B] - (np.cumsum(counts_B) - counts_B)
+        texts = np.arange(counts_B.sum()) + np.repeat(shift_B, counts_B)
+        return self.text_starts[texts + 1] - self.text_starts[texts]
+
+    def where(self, record: int) -> str:
+        """The place in the user's files that a record came from, as "path:LINE"."""
+        start, stop = self.place_starts[record : record + 2]
+        return os.fsdecode(self.places[start:stop].tobytes())
+
+
+def prepare(
+    source: records.Source,
+    tokenizer: formats.Tokenizer,
+    max_length: int,
+    max_negatives: int,
+    on_bad_record: Literal["stop", "skip"],
+    cache: Path,
+) -> Store:
+    """The store of a source, from the cache or made now; a record keeps its first `max_negatives`.
+
+    Bad records stop it with a UserError that names the first, or are left out, counted and logged.
+    """
+    if max_negatives < 0:
+        raise UserError(f"max_negatives must not be negative, got {max_negatives}")
+    settings = (max_length, max_negatives, on_bad_record)
+    directory = Path(cache).expanduser() / _key(source, tokenizer, settings)
+    if not directory.exists():
+        # Renamed when whole, so that what has the name is whole, whoever was killed or was faster.
+        scratch = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.partial")
+        scratch.mkdir(parents=True)
+        try:
+            _write(scratch, source, tokenizer, *settings)
+            scratch.rename(directory)
+        except OSError:
+            if not directory.exists():
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return Store.open(directory, source)
+
+
+def _key(source: records.Source, tokenizer: formats.Tokenizer, settings: tuple) -> str:
+    """A hash of all that the contents of a store depend on."""
+    stats = [(str(file.absolute()), file.stat()) for file in records.files(source)]
+    parts = {
+        "source": dataclasses.asdict(dataclasses.replace(source, weight=None)),
+        "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        "tokenizer": tokenizer.digest,
+        "template": formats.instruct("TASK", "QUERY"),
+        "settings": settings,
+        "version": VERSION,
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _write(
+    directory: Path,
+    source: records.Source,
+    tokenizer: formats.Tokenizer,
+    max_length: int,
+    max_negatives: int,
+    on_bad_record: str,
+) -> None:
+    """Write a store's files in one pass: in memory are a block of records, lengths and hashes."""
+    bad, truncated, digest = [], 0, hashlib.sha256()
+    text_lengths, record_lengths, place_lengths = (array.array("q") for _ in range(3))
+    hashes = array.array("Q")
+    with (
+        (directory / "tokens.int32").open("wb") as tokens,
+        (directory / "places.utf8").open("wb") as places,
+        # delay: what takes less than a second needs no bar; None: nor does a log file.
+        tqdm.tqdm(desc=source.path, unit=" records", delay=1, disable=None) as progress,
+    ):
+        for block in _blocks(records.read(source), BLOCK):
+            bad += [f"{at}: {r.reason}" for at, r in block if isinstance(r, records.BadRecord)]
+            if bad and on_bad_record == "stop":
+                raise UserError(f"{bad[0]} (--data.on-bad-record skip leaves it out)")
+            good = [(at, r) for at, r in block if isinstance(r, records.Record)]
+            texts = [(formats.instruct(r.task, r.query), r.positive, *r.negatives[:max_negatives]) for _, r in good]
+            ids, cut = tokenizer.encode_counting([*itertools.chain(*texts)], max_length)
+            for text in ids:
+                data = text.astype("<i4").tobytes()
+                tokens.write(data)
+                digest.update(data)
+                hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()))
+            text_lengths.extend(map(len, ids))
+            record_lengths.extend(map(len, texts))
+            place_lengths.extend(places.write(os.fsencode(at)) for at, _ in good)
+            truncated += cut
+            progress.update(len(block))
+    if not record_lengths:
+        raise UserError(f"{source.path}: all {len(bad)} records are bad; the first: {bad[0]}")
+    if bad:
+        log.warning("%s: left out %d bad records: %s", source.path, len(bad), "; ".join(bad[:3]))
+    text_starts, record_starts = _starts(text_lengths), _starts(record_lengths)
+    digest.update(text_starts.tobytes() + record_starts.tobytes())
+    np.save(directory / "text_starts.npy", text_starts)
+    np.save(directory / "record_starts.npy", record_starts)
+    np.save(directory / "place_starts.npy", _starts(place_lengths))
+    np.save(directory / "hashes.npy", np.asarray(hashes))
+    facts = {"digest": digest.hexdigest(), "skipped": len(bad), "truncated": truncated}
+    (directory / "facts.json").write_text(json.dumps(facts))
+
+
+def _starts(lengths: array.array) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
+
+
+def _blocks(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while block := list(itertools.islice(items, size)):
+        yield block
+
+
+def mixture(
+    stores: Sequence[Store], weights: Sequence[float], batch_size: int, seed: int, same_source: bool
+) -> grain.MapDataset:
+    """Element i is the examples of step i: int64 [batch_size, 2] of (source, record).
+
+    Every source runs through its records again and again, each epoch in a new order. Sources are
+    interleaved in a fixed pattern by weight, not drawn; with `same_source` whole batches are. (An
+    interleave ends with its first source, hence the endless repeating before it.) Where an epoch
+    ends inside a batch, a record that the batch already holds is exchanged for one it lacks: no
+    record stands twice in a batch unless the source is smaller than its share of one.
+    """
+    paths, sizes = [store.source.path for store in stores], [len(store) for store in stores]
+    if not (weights and len(weights) == len(stores) and min(weights) > 0 and seed >= 0):
+        raise UserError(f"not a positive weight a source, or a negative seed: {weights}, {seed}")
+    pools = zip(paths, sizes, strict=True) if same_source else [(", ".join(paths), sum(sizes))]
+    for path, size in pools:
+        if batch_size > size:
+            raise UserError(
+                f"batch_size {batch_size} is more than the {size} records of {path}, so a batch "
+                f"would hold some twice; lower batch_size to {size} or add records"
+            )
+    sources = [_endless(index, size, seed) for index, size in enumerate(sizes)]
+    if same_source:
+        batches = grain.MapDataset.mix([source.batch(batch_size) for source in sources], weights)
+    else:
+        batches = grain.MapDataset.mix(sources, weights).batch(batch_size)
+    return batches.map(functools.partial(_distinct, sizes=sizes))
+
+
+def _endless(index: int, size: int, seed: int) -> grain.MapDataset:
+    """The (source, record) pairs of one source, shuffled anew each epoch, without end."""
+    # Grain shuffles epoch e by seed + e, so near seeds would share orders: hash them far apart.
+    hashed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+    order = grain.MapDataset.range(size).shuffle(seed=hashed).repeat()
+    return order.map(lambda record: np.array([index, record]))
+
+
+def _distinct(examples_B2: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """The batch, each repeated record replaced by the next one of its source that is not in it."""
+    examples_B2 = examples_B2.copy()
+    _, first = np.unique(examples_B2, axis=0, return_index=True)
+    held = set(map(tuple, examples_B2.tolist()))
+    for row in np.setdiff1d(np.arange(len(examples_B2)), first):
+        source, record = examples_B2[row].tolist()
+        others = ((source, (record + k) % sizes[source]) for k in range(1, sizes[source]))
+        examples_B2[row] = free = next((o for o in others if o not in held), (source, record))
+        held.add(free)
+    return examples_B2
+
+
+def fingerprint(
+    stores: Sequence[Store], weights: Sequence[float], seed: int, batch_size: int, same_source: bool
+) -> str:
+    """sha256 of all that decides the tokens of every step: equal for runs that see the same."""
+    digests, weights = [store.digest for store in stores], [*map(float, weights)]
+    parts = [digests, weights, seed, batch_size, same_source]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,158 @@
+"""What a run writes for people and programs: metrics.jsonl, TensorBoard, the progress bar, curves.png.
+
+metrics.jsonl has one object a line. Whatever was killed, every step stands there exactly once: rows reach the disk
+before their step's checkpoint is written, and a resumed run first cuts the file back to the step it restored.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Logbook:
+    """Rows go to metrics.jsonl, TensorBoard and, if wanted, Weights & Biases."""
+
+    def __init__(self, workdir: Path, restored: int | None, wandb_project: str | None):
+        self.path = workdir / "metrics.jsonl"
+        cut_back(self.path, restored)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=None if restored is None else restored + 1)
+        self._wandb = None
+        if wandb_project is not None:
+            import wandb  # optional
+
+            self._wandb = wandb.init(project=wandb_project, dir=workdir, id=workdir.name, resume="allow")
+
+    def write(self, row: dict) -> None:
+        """One row; `step` is required, other values are numbers."""
+        self._file.write(json.dumps(row) + "\n")
+        scalars = {key: value for key, value in row.items() if key != "step"}
+        for key, value in scalars.items():
+            self._board.add_scalar(key, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=row["step"])
+
+    def flush(self) -> None:
+        """Everything written so far is on disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.flush()
+        self._file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The whole rows of a metrics.jsonl; a torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def cut_back(path: Path, restored: int | None) -> None:
+    """Keep only the rows up to the restored step (None: nothing was restored, keep none)."""
+    if path.exists():
+        rows = [row for row in read_rows(path) if restored is not None and row["step"] <= restored]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(partial, path)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line every few seconds."""
+
+    def __init__(self, steps: int, done: int, every_s: float = 10.0):
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, disable=not self._terminal)
+        self._steps, self._every_s, self._last = steps, every_s, time.monotonic()
+        self._start, self._done = time.monotonic(), done
+
+    def step(self, row: dict) -> None:
+        """Show a finished step."""
+        said = f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tok/s, {row['utilization']:.0%} of peak"
+        self._bar.set_postfix_str(said, refresh=False)
+        self._bar.update()
+        now = time.monotonic()
+        if not self._terminal and (now - self._last > self._every_s or row["step"] == self._steps):
+            self._last = now
+            left = (now - self._start) / (row["step"] - self._done) * (self._steps - row["step"])
+            print(f"step {row['step']}/{self._steps}: {said}, {left:.0f} s left", flush=True)
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        if self._terminal:
+            self._bar.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        self._bar.close()
+
+
+def draw_curves(rows: list[dict], baselines: dict[str, float], path: Path) -> None:
+    """Loss, held-out nDCG@10 against BM25, and speed over the steps, in one picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    train = [row for row in rows if "loss" in row]
+    evals = [row for row in rows if any(key.startswith("eval/") for key in row)]
+    panels = 3 if evals else 2
+    figure, axes = plt.subplots(1, panels, figsize=(4.6 * panels, 3.6), layout="constrained")
+    steps = [row["step"] for row in train]
+
+    axes[0].set_title("InfoNCE loss")
+    losses = [row["loss"] for row in train]
+    axes[0].plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=1)
+    axes[0].plot(steps, _smooth(losses, 0.9), color="tab:blue", linewidth=1.8)
+    axes[0].set_ylim(bottom=0)
+
+    axes[1].set_title("real tokens a second")
+    axes[1].plot(steps, [row["tokens_per_second"] for row in train], color="tab:gray", linewidth=1)
+    axes[1].set_ylim(bottom=0)
+
+    if evals:
+        axes[2].set_title("held-out nDCG@10")
+        names = [key for key in evals[0] if key.endswith("ndcg@10")]
+        sets = [n for n in names if n.count("/") > 1] or names
+        for number, key in enumerate(sets):
+            color, name = f"C{number}", key.removeprefix("eval/").removesuffix("/ndcg@10")
+            axes[2].plot(
+                [row["step"] for row in evals],
+                [row[key] for row in evals],
+                marker="o",
+                markersize=3,
+                color=color,
+                label=name,
+            )
+            if name in baselines:
+                axes[2].axhline(baselines[name], color=color, linestyle="--", linewidth=1, label=f"{name}, BM25")
+        axes[2].set_ylim(0, 1)
+        axes[2].legend(fontsize=7, loc="best")
+    for axis in axes:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _smooth(values, decay):
+    smoothed, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = decay * mean + (1 - decay) * value, decay * weight + 1 - decay
+        smoothed.append(mean / weight)
+    return smoothed

@@ -1,0 +1,176 @@
+"""The loop around the step: read, run, write down, measure, save; stop cleanly when asked to."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from e5jax import checkpoint
+from e5jax.batch import Batch
+from e5jax.checkpoint import Checkpoints
+from e5jax.logbook import Logbook, Progress
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient is not a number; the run stopped before saving it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the loop does when."""
+
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+    profile: tuple[int, int] | None
+    """First and last step of an XProf trace."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the loop puts together."""
+
+    step: Callable
+    """(state, frozen, batch) -> (state, metrics)"""
+    to_devices: Callable[[Batch], Batch]
+    evaluate: Callable[..., dict[str, float]] | None
+    """(params, frozen) -> metrics; None without held-out sets."""
+    learning_rate: Callable[[int], float]
+    examples: Callable[[int], list[str]]
+    """Where the examples of a step came from."""
+    seconds_per_token: float
+    """At the devices' peak, without recomputation."""
+
+
+def run(
+    plan: Plan,
+    parts: Parts,
+    state,
+    frozen,
+    batches: Iterator[Batch],
+    done: int,
+    workdir: Path,
+    logbook: Logbook,
+    checkpoints: Checkpoints,
+):
+    """Steps done + 1 … plan.steps -> the last state.
+
+    Raises NonFiniteLossError where the loss or gradient is not finite, SystemExit after a signal, once saved.
+    """
+    clock = _Clock()
+
+    def record(number, metrics, tokens):
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            _stop_not_finite(workdir, number, metrics, parts.examples(number))
+        speed = tokens / clock.lap()
+        row = {
+            "step": number,
+            **metrics,
+            "learning_rate": float(parts.learning_rate(number - 1)),
+            "tokens": tokens,
+            "tokens_per_second": speed,
+            "utilization": speed * parts.seconds_per_token,
+        }
+        logbook.write(row)
+        progress.step(row)
+
+    def evaluate(number):
+        if parts.evaluate is not None:
+            row = {"step": number, **parts.evaluate(state.params, frozen)}
+            logbook.write(row)
+            progress.say(f"step {number}: held-out nDCG@10 {row['eval/ndcg@10']:.4f}")
+        clock.lap()  # evaluating is not training time
+
+    asked = _Asked()
+    with asked.listening(), contextlib.closing(Progress(plan.steps, done)) as progress:
+        if done == 0:
+            evaluate(0)
+        waiting = None  # the newest step, its metrics still on the devices
+        for number, batch in enumerate(batches, start=done + 1):
+            tokens = int(np.count_nonzero(batch.bins.segments_CST))
+            with _profiled(plan.profile, number, workdir / "profile"):
+                state, metrics = parts.step(state, frozen, parts.to_devices(batch))
+            if waiting is not None:  # a step's loss is read only when the next one is under way
+                record(*waiting)
+            waiting = (number, metrics, tokens)
+
+            last = number == plan.steps
+            measure = last or number % plan.eval_every == 0
+            save = last or number % plan.checkpoint_every == 0 or asked.signal
+            if measure or save:
+                record(*waiting)
+                waiting = None
+            if measure:
+                evaluate(number)
+            if save:
+                logbook.flush()  # before the checkpoint: a step that is saved is a step that is written down
+                checkpoints.save(number, state.params, state.opt_state)
+                clock.lap()
+            if asked.signal and not last:
+                checkpoints.wait()
+                print(f"stopped after step {number}, saved; the same command goes on", file=sys.stderr)
+                raise SystemExit(128 + asked.signal)
+    return state
+
+
+def _stop_not_finite(workdir, number, metrics, examples):
+    path = workdir / "nonfinite.json"
+    said = {name: str(value) for name, value in metrics.items()}  # JSON has no NaN
+    checkpoint.write_json(path, {"step": number, **said, "examples": examples})
+    raise NonFiniteLossError(
+        f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; nothing is saved from here. "
+        f"Its examples: {', '.join(examples[:5])}{', …' if len(examples) > 5 else ''} (all of them in {path})"
+    )
+
+
+class _Clock:
+    """Seconds since the last lap."""
+
+    def __init__(self):
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        last, self._last = self._last, time.monotonic()
+        return self._last - last
+
+
+class _Asked:
+    """Ctrl-C and SIGTERM: the first asks for an end after the step in progress, a second one ends at once."""
+
+    signal: int = 0
+
+    @contextlib.contextmanager
+    def listening(self):
+        try:
+            before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are somebody else's
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@contextlib.contextmanager
+def _profiled(steps: tuple[int, int] | None, number: int, directory: Path):
+    """Trace the steps first … last; the trace ends when the last one has really run."""
+    if steps and number == steps[0]:
+        jax.profiler.start_trace(directory)
+    yield
+    if steps and number == steps[1]:
+        jax.effects_barrier()
+        jax.profiler.stop_trace()

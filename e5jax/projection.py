@@ -1,0 +1,75 @@
+"""A projection: one weight, one einsum, and beside it, perhaps, an adapter.
+
+Letters of the einsums are those of the shape suffixes: T tokens of a bin, D model, N query heads, K key-value heads,
+H head size, F hidden size of the MLP, r rank of an adapter.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from e5jax.sharding import gathered
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def dot(eq: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """`einsum(eq, x, w)` accumulated in f32, in x's dtype.
+
+    It has its own backward rule for two reasons: the transpose of a mixed product would be f32 × bf16 (slow on every
+    backend), so the cotangent is cast first; and a frozen weight gets no gradient, not even one that XLA has to remove.
+    """
+    return _einsum(eq, x, w)
+
+
+def _einsum(eq, x, w):
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None  # no TF32 behind f32's back
+    y = jnp.einsum(eq, x, w, precision=precision, preferred_element_type=jnp.float32)
+    return y.astype(x.dtype)
+
+
+def _dot_forward(eq, x, w):
+    # A residual is kept only for the gradient that somebody asked for.
+    residuals = (x.value if w.perturbed else None, w.value if x.perturbed else None)
+    return _einsum(eq, x.value, w.value), residuals
+
+
+def _dot_backward(eq, residuals, g):
+    x, w = residuals
+    operands, out = eq.split("->")
+    xs, ws = operands.split(",")
+    if isinstance(g, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    dx = None if w is None else _einsum(f"{out},{ws}->{xs}", g, w)
+    dw = None if x is None else _weight_gradient(xs, out, ws, x, g)
+    return dx, dw
+
+
+def _weight_gradient(xs, out, ws, x, g):
+    if x.ndim >= g.ndim:
+        return _einsum(f"{xs},{out}->{ws}", x, g)
+    # XLA's CPU backend refuses a bf16 product that sums over the first axis of a matrix and of something larger, in
+    # this order ("Unsupported element type for DotThunk"); the other way round it has it.
+    natural = "".join(letter for letter in out + xs if letter in ws)
+    return jnp.einsum(f"{natural}->{ws}", _einsum(f"{out},{xs}->{natural}", g, x))
+
+
+dot.defvjp(_dot_forward, _dot_backward, symbolic_zeros=True)
+
+
+class Projection(nnx.Module):
+    """`einsum(eq, x, w)`; where an adapter hangs on it, the adapter's product is added."""
+
+    def __init__(self, eq: str, *dims: tuple[str, int], fan_in: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        axes, shape = zip(*dims, strict=True)
+        self.eq = eq
+        w = jax.random.normal(rngs.params(), shape, jnp.float32) / math.sqrt(fan_in)
+        self.w = nnx.Param(w.astype(dtype), axes=axes)
+        self.adapter = nnx.data(None)
+
+    def __call__(self, x: jax.Array, x_adapter: jax.Array) -> jax.Array:
+        """`x_adapter` is what the adapter sees: x, with dropout while training."""
+        y = dot(self.eq, x, gathered(self.w[...].astype(x.dtype), self.w.axes))
+        return y if self.adapter is None else y + self.adapter(x_adapter)

@@ -1,0 +1,133 @@
+"""The training step: a pure function of (state, frozen weights, batch), and the arrays it starts from."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from e5jax import checkpoint, lora, loss
+from e5jax.attention import Rows
+from e5jax.batch import Batch
+from e5jax.config import TrainConfig
+from e5jax.decoder import Decoder, DecoderConfig
+from e5jax.errors import UserError
+from e5jax.sharding import constrain, shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes."""
+
+    step: jax.Array
+    params: nnx.State
+    opt_state: optax.OptState
+
+
+def make_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    rows: Rows,
+    *,
+    temperature: float,
+    dtype: jnp.dtype,
+    remat: bool,
+    recompute_chunks: bool,
+    dropout_rate: float,
+    seed: int,
+) -> Callable:
+    """-> step(state, frozen, batch) -> (state, metrics). Gradients exist for `state.params` alone."""
+
+    def loss_fn(params, frozen, batch: Batch, step):
+        vectors = loss.encode(
+            nnx.merge(graphdef, params, frozen),
+            batch.bins,
+            rows,
+            dtype=dtype,
+            remat=remat,
+            recompute_chunks=recompute_chunks,
+            dropout_rate=dropout_rate,
+            dropout_key=jax.random.fold_in(jax.random.key(seed), step),
+        )
+        return loss.info_nce(
+            constrain(vectors[batch.query_Q], "shards", None),
+            vectors[batch.passage_P],
+            batch.positive_Q,
+            batch.valid_P,
+            temperature,
+        )
+
+    def step(state: TrainState, frozen: nnx.State, batch: Batch):
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss_, accuracy), grads = value_and_grad(state.params, frozen, batch, state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss_, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """A decoder taken apart: what is trained, what is frozen, and how they go together."""
+
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    frozen: nnx.State
+
+
+def build(config: TrainConfig, cfg: DecoderConfig, key: jax.Array):
+    """(graphdef, trained, frozen) of a decoder with random weights and fresh adapters."""
+    model_key, adapter_key = jax.random.split(key)
+    dtype = jnp.dtype(config.model.dtype if config.lora else "float32")
+    model = Decoder(cfg, dtype, rngs=nnx.Rngs(model_key))
+    if config.lora is None:
+        return nnx.split(model, nnx.Param, ...)
+    lora.adapt(model, config.lora.rank, config.lora.alpha, config.lora.targets, adapter_key)
+    return nnx.split(model, nnx.LoRAParam, ...)
+
+
+def place_model(config: TrainConfig, cfg: DecoderConfig, base: Decoder | None, mesh: Mesh) -> Trainable:
+    """Every array on its devices: random weights made there, those of `base` as they are."""
+    key = jax.random.key(config.seed)
+    make = partial(build, config, cfg)
+    graphdef, params, frozen = jax.eval_shape(make, key)
+    if base is None:
+        layout = shardings((params, frozen), mesh)
+        params, frozen = jax.jit(lambda k: make(k)[1:], out_shardings=layout)(key)
+    elif config.lora is None:
+        params = nnx.split(base, nnx.Param, ...)[1]
+    else:  # the random base of `make` is never computed: nothing asks for it
+        params = jax.jit(lambda k: make(k)[1], out_shardings=shardings(params, mesh))(key)
+        frozen = nnx.state(base)
+    return Trainable(graphdef=graphdef, params=params, frozen=frozen)
+
+
+def start_from(run: str, params: nnx.State) -> nnx.State:
+    """The parameters of another run's newest step, for a new run of the same shape."""
+    _, step_dir = checkpoint.find_step(Path(run))
+    wanted = nnx.to_pure_dict(params)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
+    try:
+        nnx.replace_by_pure_dict(params, checkpoint.read_params(step_dir, wanted))
+    except (ValueError, KeyError) as error:
+        raise UserError(f"init_from {step_dir}: its parameters have another shape: {error}") from error
+    return params
+
+
+def init_state(params: nnx.State, optimizer, mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """A fresh state around the parameters, and its layout."""
+
+    def fresh(params):
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    layout = shardings(jax.eval_shape(fresh, params), mesh)
+    # Without out_shardings the Adam moments would be replicated, and the step compiled twice.
+    return jax.jit(fresh, out_shardings=layout)(params), layout

@@ -1,0 +1,175 @@
+"""Train an embedder: `python -m e5jax.train --config FILE.py`.
+
+config → mesh, model, data, the one shape of a batch → for each step: batch → loss → AdamW
+       → now and then held-out metrics and a checkpoint → curves.png and a table
+"""
+
+import contextlib
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from e5jax import checkpoint, flops, formats, heldout, loop, lora, models
+from e5jax import config as configs
+from e5jax import workdir as workdirs
+from e5jax.batch import TrainData, fit_shape, prepare_data
+from e5jax.config import FromScratch, Pretrained, TrainConfig
+from e5jax.decoder import PROJECTIONS, Decoder, DecoderConfig
+from e5jax.errors import UserError
+from e5jax.evaluator import Evaluator, report
+from e5jax.logbook import Logbook
+from e5jax.optim import adamw, learning_rate
+from e5jax.packing import BinShape
+from e5jax.sharding import batch_shardings, make_mesh, replicated, shard_count
+from e5jax.step import TrainState, init_state, make_step, place_model, start_from
+
+
+def train(config: TrainConfig) -> dict[str, float]:
+    """Run, or resume, what the config says -> the metrics of the last evaluation (without one: of the last step).
+
+    Raises UserError for what the user can mend, NonFiniteLossError where training broke down.
+    """
+    mesh = make_mesh(config.mesh)
+    shards = shard_count(mesh)
+    if config.batch_size % shards:
+        raise UserError(f"batch_size {config.batch_size} is not a multiple of the {shards} devices that share it")
+    if config.lora is not None:
+        lora.check_targets(config.lora.targets, PROJECTIONS)
+    workdir = Path(config.workdir).expanduser()
+    workdirs.check_new_or_run(workdir)
+
+    base, cfg, tokenizer, base_digest = open_base(config, mesh)
+    train_data = prepare_data(config, tokenizer)
+    on_bad_record = config.data.on_bad_record
+    heldouts = [heldout.load(s.name, s.sources, s.pool, on_bad_record) for s in config.eval]
+    facts = {"data": train_data.fingerprint, "tokenizer": tokenizer.digest, "base": base_digest}
+    stored = workdirs.check_resumable(workdir, config, facts)
+    shape = workdirs.stored_shape(stored, shards) or fit_shape(config, train_data, shards)
+
+    with jax.set_mesh(mesh):
+        model = place_model(config, cfg, base, mesh)
+        del base
+        schedule = learning_rate(config.optim.peak_lr, config.optim.warmup_steps, config.steps)
+        optim = config.optim
+        optimizer = adamw(
+            schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, clip_norm=optim.clip_norm
+        )
+        params = start_from(config.init_from, model.params) if config.init_from else model.params
+        state, layout = init_state(params, optimizer, mesh)
+
+        if stored is None:
+            frozen = nnx.to_pure_dict(model.frozen)
+            workdirs.create(workdir, config, cfg, facts, shape, tokenizer, frozen)
+        elif config.extend:
+            workdirs.write_config(workdir, config, cfg, facts, shape)
+        with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+            done = checkpoints.latest()
+            if done is not None:
+                params, opt_state = checkpoints.restore(done, state.params, state.opt_state)
+                count = jax.device_put(jnp.int32(done), replicated(mesh))
+                state = TrainState(count, params, opt_state)
+                print(f"{workdir}: going on after step {done}", flush=True)
+
+            dtype = jnp.dtype(config.model.dtype)
+            step = make_step(
+                model.graphdef,
+                optimizer,
+                shape.rows,
+                temperature=config.temperature,
+                dtype=dtype,
+                remat=config.remat,
+                recompute_chunks=config.packing.chunks > 1,
+                dropout_rate=config.lora.dropout if config.lora else 0.0,
+                seed=config.seed,
+            )
+            evaluator = Evaluator.make(
+                model.graphdef, heldouts, tokenizer, config.data.max_length, cfg.dim, shards, dtype
+            )
+            work = flops.train_flops_per_token(cfg, adapters_only=config.lora is not None)
+            parts = loop.Parts(
+                step=jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh))),
+                to_devices=partial(to_devices, mesh=mesh),
+                evaluate=evaluator if heldouts else None,
+                learning_rate=schedule,
+                examples=train_data.where,
+                seconds_per_token=work / flops.peak_flops(mesh.devices.flatten(), dtype),
+            )
+            plan = loop.Plan(
+                steps=config.steps,
+                eval_every=config.eval_every,
+                checkpoint_every=config.checkpoint_every,
+                profile=configs.profile_range(config.profile_steps) if config.profile_steps else None,
+            )
+            describe(config, cfg, state.params, shape, train_data, mesh)
+            batches = train_data.batches(done or 0, config.steps, shape)
+            with contextlib.closing(Logbook(workdir, done, config.wandb_project)) as logbook:
+                loop.run(plan, parts, state, model.frozen, batches, done or 0, workdir, logbook, checkpoints)
+    return report(workdir, heldouts)
+
+
+def open_base(config: TrainConfig, mesh: Mesh) -> tuple[Decoder | None, DecoderConfig, formats.Tokenizer, str | None]:
+    """-> (decoder with weights or None, its shape, tokenizer, digest of the weights or None)."""
+    match config.model:
+        case Pretrained() as source:
+            dtype = source.dtype if config.lora else "float32"
+            opened = models.open_model(source.base, revision=source.revision, mesh=mesh, dtype=dtype)
+            return opened.model, opened.model.cfg, opened.tokenizer, opened.digest
+        case FromScratch(tokenizer=None) as source:
+            texts = heldout.all_texts(config.data.train, config.data.on_bad_record)
+            tokenizer = formats.train_tokenizer(texts, source.decoder.vocab_size)
+        case FromScratch() as source:
+            tokenizer = formats.Tokenizer.load(Path(source.tokenizer))
+    if len(tokenizer) > source.decoder.vocab_size:
+        raise UserError(
+            f"model.decoder.vocab_size {source.decoder.vocab_size} is less than the tokenizer's {len(tokenizer)} tokens"
+        )
+    return None, source.decoder, tokenizer, None
+
+
+def to_devices(batch, *, mesh: Mesh):
+    """Bins to the shards that encode them, the rest to every device."""
+    return jax.device_put(batch, batch_shardings(batch, mesh, lambda x: 1 if x.ndim == 3 else None))
+
+
+def describe(
+    config: TrainConfig, cfg: DecoderConfig, params, shape: BinShape, train_data: TrainData, mesh: Mesh
+) -> None:
+    """Print the resolved config and what follows from it."""
+    print(json.dumps(configs.to_json(config), indent=2, ensure_ascii=False))
+    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    rows = " + ".join(f"{count} × {width}" for width, count in shape.rows)
+    print(
+        f"\n{trained:,} parameters are trained; {flops.projection_weights(cfg):,} weights in the decoder's products\n"
+        f"{sum(map(len, train_data.stores)):,} records; a batch is {config.batch_size} queries in at most "
+        f"{shape.chunks} chunks × {shape.shards} shards × {shape.tokens:,} tokens ({rows})\n"
+        f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}\n",
+        flush=True,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; exits 0, 2 (the user can mend it) or 1 (it failed)."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("e5jax").setLevel(logging.INFO)
+    try:
+        train(configs.parse(sys.argv[1:] if argv is None else argv, "python -m e5jax.train"))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except loop.NonFiniteLossError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The directory of a run: config.json, which says what the run is, and the refusal to mix two runs.
+
+D/config.json     the resolved config; under `run`, what was worked out from it
+D/tokenizer/      D/base/ (only where the frozen weights came from no hub or directory)
+D/checkpoints/    D/metrics.jsonl  D/tensorboard/  D/curves.png  D/results.md
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import e5jax
+from e5jax import checkpoint, hf
+from e5jax import config as configs
+from e5jax.config import FromScratch, TrainConfig
+from e5jax.decoder import DecoderConfig
+from e5jax.errors import UserError
+from e5jax.formats import Tokenizer
+from e5jax.packing import BinShape
+
+
+# What may differ between a run and its resumption.
+MAY_CHANGE = (
+    "workdir",
+    "eval_every",
+    "checkpoint_every",
+    "mesh",
+    "extend",
+    "profile_steps",
+    "wandb_project",
+    "data.cache",
+)
+FACTS = {"data": "the training data", "tokenizer": "the tokenizer", "base": "the base model"}
+
+
+def read_config(workdir: Path) -> dict:
+    """config.json of a run."""
+    return json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether a directory holds a run of ours (and not, say, a Hugging Face model)."""
+    try:
+        return "run" in read_config(workdir)
+    except (OSError, ValueError):
+        return False
+
+
+def check_new_or_run(workdir: Path) -> None:
+    """UserError where a run can neither start nor go on: nothing of the user's is written over."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: choose another --workdir")
+    if workdir.exists() and any(workdir.iterdir()) and not is_run(workdir):
+        raise UserError(f"{workdir} is not empty and holds no run: choose another --workdir")
+
+
+def check_resumable(workdir: Path, config: TrainConfig, facts: dict) -> dict | None:
+    """What is stored of the run in `workdir`; None where there is none. UserError, by field, where it is another."""
+    if not is_run(workdir):
+        return None
+    stored = read_config(workdir)
+    mine, theirs = _flat(configs.to_json(config)), _flat({k: v for k, v in stored.items() if k != "run"})
+    changed = [
+        name
+        for name in sorted({*mine, *theirs})
+        if mine.get(name) != theirs.get(name) and not name.startswith(MAY_CHANGE)
+    ]
+    if "steps" in changed and config.extend and config.steps > stored["steps"]:
+        changed.remove("steps")
+    reasons = [f"{name} is {theirs.get(name)!r} there and {mine.get(name)!r} here" for name in changed]
+    if not changed:
+        reasons = [f"{what} changed since" for fact, what in FACTS.items() if facts[fact] != stored["run"][fact]]
+    if reasons:
+        hint = "; --extend allows more steps" if changed == ["steps"] else ""
+        raise UserError(
+            f"{workdir} holds another run: {'; '.join(reasons)}{hint}. Choose another --workdir, or remove this one"
+        )
+    return stored["run"]
+
+
+def _flat(tree, prefix: str = "") -> dict:
+    if isinstance(tree, list):
+        tree = {str(i): value for i, value in enumerate(tree)}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        name: leaf
+        for key, value in tree.items()
+        for name, leaf in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def stored_shape(run: dict | None, shards: int) -> BinShape | None:
+    """The batch shape a run started with; None where there is none for this many shards."""
+    if run is None or run["shape"]["shards"] != shards:
+        return None
+    return BinShape(**{**run["shape"], "rows": tuple(map(tuple, run["shape"]["rows"]))})
+
+
+def create(
+    workdir: Path,
+    config: TrainConfig,
+    cfg: DecoderConfig,
+    facts: dict,
+    shape: BinShape,
+    tokenizer: Tokenizer,
+    frozen: dict,
+) -> None:
+    """All that a later command needs to use this run, written before the first step."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(workdir / "tokenizer")
+    if isinstance(config.model, FromScratch) and config.lora is not None:
+        hf.save(frozen, cfg, config.model.dtype, workdir / "base")
+    write_config(workdir, config, cfg, facts, shape)
+
+
+def write_config(workdir: Path, config: TrainConfig, cfg: DecoderConfig, facts: dict, shape: BinShape) -> None:
+    """config.json, whole or not at all."""
+    run = {
+        "e5jax": e5jax.__version__,
+        "decoder": dataclasses.asdict(cfg),
+        "shape": dataclasses.asdict(shape),
+        **facts,
+    }
+    checkpoint.write_json(workdir / "config.json", {**configs.to_json(config), "run": run})

@@ -1,0 +1,24 @@
+"""Every test runs on 8 simulated CPU devices, in float32, with its own cache folder."""
+
+import os
+
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never leave the machine
+
+import jax
+
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import pytest
+
+
+@pytest.fixture
+def data_dir():
+    """The folder of real text; what needs it skips loudly without it."""
+    if "E5JAX_DATA" not in os.environ:
+        pytest.skip("E5JAX_DATA is not set: this test needs the real data that the README tells how to get")
+    from pathlib import Path
+
+    return Path(os.environ["E5JAX_DATA"])

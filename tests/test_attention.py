@@ -1,0 +1,93 @@
+"""Who sees whom inside a row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from e5jax.attention import attend, visible
+
+
+SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 0, 0]])  # a row of two texts and padding
+
+
+def rows_of(text):
+    return np.array([[int(c) for c in line] for line in text.split()], bool)
+
+
+@pytest.mark.parametrize(
+    ("causal", "window", "expected"),
+    [
+        (True, 3, "10000000 11000000 11100000 01110000 00001000 00001100 00000010 00000011"),
+        (True, 1, "10000000 01000000 00100000 00010000 00001000 00000100 00000010 00000001"),
+        (True, None, "10000000 11000000 11100000 11110000 00001000 00001100 00000010 00000011"),
+        (False, 3, "11100000 11110000 11110000 01110000 00001100 00001100 00000011 00000011"),
+        (False, None, "11110000 11110000 11110000 11110000 00001100 00001100 00000011 00000011"),
+    ],
+)
+def test_a_token_sees_its_own_text_inside_the_window(causal, window, expected):
+    np.testing.assert_array_equal(visible(SEGMENTS, causal, window)[0], rows_of(expected))
+
+
+@pytest.mark.parametrize("window", [1, 3, None])
+def test_a_token_of_a_one_layer_decoder_depends_on_the_window_and_on_nothing_else(window):
+    T = 8
+    graphdef, embed, rest = nnx.split(tiny.decoder(layers=1, window=window), nnx.PathContains("embed"), ...)
+    tokens, positions, segments = np.arange(T), np.arange(T), np.ones(T, int)
+
+    def states(embed):
+        options = dict(dtype=jnp.float32, remat=False, dropout_rate=0.0, dropout_keys_T=None)
+        return nnx.merge(graphdef, embed, rest)(tokens, positions, segments, ((T, 1),), **options)
+
+    (slopes_TDVD,) = jax.tree.leaves(tiny.jit(jax.jacrev(states))(embed))
+    depends_TV = np.abs(slopes_TDVD).max((1, 3)) > 0
+    i, j = np.indices((T, T))
+    np.testing.assert_array_equal(depends_TV[:, :T], (j <= i) & (j > i - (window or T)))
+
+
+def softmax_attention(q, k, v, causal, window):
+    """One text, one query position and one head at a time."""
+    out = np.zeros_like(q)
+    for i in range(len(q)):
+        first = 0 if window is None else max(0, i - window + 1)
+        last = i + 1 if causal else len(q) if window is None else i + window
+        for head in range(q.shape[1]):
+            group = head // (q.shape[1] // k.shape[1])
+            scores = k[first:last, group] @ q[i, head] / np.sqrt(q.shape[2])
+            weights = np.exp(scores - scores.max())
+            out[i, head] = weights @ v[first:last, group] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize(("causal", "window"), [(True, 3), (True, None), (False, 3)])
+def test_rows_of_one_width_or_of_two_give_what_each_text_alone_gives(causal, window):
+    lengths, rng = (7, 3, 4, 2), np.random.default_rng(0)
+    texts = [[rng.normal(size=(n, heads, 10)).astype(np.float32) for heads in (6, 2, 2)] for n in lengths]
+    expected = [softmax_attention(*text, causal, window) for text in texts]
+    for rows, offsets in [
+        (((8, 3),), (0, 8, 16, 20)),
+        (((8, 2), (4, 2)), (0, 11, 16, 22)),
+        (((24, 1),), (0, 7, 10, 14)),
+    ]:
+        q, k, v = (np.full((24, heads, 10), 3, np.float32) for heads in (6, 2, 2))
+        segments = np.zeros(24, np.int32)
+        for number, (text, offset, n) in enumerate(zip(texts, offsets, lengths, strict=True), 1):
+            segments[offset : offset + n] = number
+            for bin_, x in zip((q, k, v), text, strict=True):
+                bin_[offset : offset + n] = x
+        out = tiny.jit(attend, static_argnums=(4, 5, 6))(q, k, v, segments, rows, causal, window)
+        for want, offset, n in zip(expected, offsets, lengths, strict=True):
+            np.testing.assert_allclose(out[offset : offset + n], want, atol=1e-5, rtol=0)
+        assert np.isfinite(out).all()
+
+
+def test_padding_is_finite_forward_and_backward_in_a_row_without_text():
+    def total(x, segments):
+        return attend(x, x[:, :2], x[:, :2], segments, ((8, 2),), True, 3).sum()
+
+    x = jax.random.normal(jax.random.key(0), (16, 6, 10))
+    value, slope = tiny.jit(jax.value_and_grad(total))(x, np.array([1] * 5 + [0] * 11))
+    assert np.isfinite(value) and np.isfinite(slope).all()
+    assert visible(np.zeros((1, 4), int), True, 2).any(-1).all()  # no row of scores is empty

@@ -1,0 +1,265 @@
+"""InfoNCE is what eight lines of NumPy say; packing, chunks and dropout change nothing that they should not."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from flax import nnx
+
+from e5jax import decoder as decoders
+from e5jax import loss
+from e5jax.packing import BinShape, place
+from e5jax.pooling import last_token, unit
+
+
+ROWS = ((16, 2), (8, 3))
+LENGTHS = (13, 3, 6, 1, 7, 2, 16, 5, 8, 8, 4, 11)
+
+
+# InfoNCE
+
+
+def vectors(count, seed):
+    return np.array(unit(np.random.default_rng(seed).normal(size=(count, 24))))
+
+
+# Records as (query, passages): the first passage is its own, the others are hard negatives; passage 4 is shared.
+RECORDS = ((0, (0,)), (1, (1, 2)), (2, (3, 4, 5, 6)), (3, (4,)), (4, (7, 0)))
+
+
+def loop(q, p, temperature):
+    pool = sorted({passage for _, passages in RECORDS for passage in passages})
+    losses, best = [], []
+    for query, passages in RECORDS:
+        scores = {passage: q[query] @ p[passage] / temperature for passage in pool}
+        own = scores[passages[0]]
+        losses.append(-np.log(np.exp(own) / sum(np.exp(score) for score in scores.values())))
+        best.append(own == max(scores.values()))
+    return np.mean(losses), np.mean(best)
+
+
+def info_nce(q, p, temperature):
+    positive = np.array([passages[0] for _, passages in RECORDS])
+    return loss.info_nce(q, p, positive, np.ones(len(p), bool), temperature)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_info_nce_is_the_loop_over_records(temperature):
+    q, p = vectors(5, 0), vectors(8, 1)
+    p[:2] = 0.9 * p[:2] + 0.5 * q[:2]  # some queries find their own, others do not
+    value, accuracy = info_nce(q, p, temperature)
+    expected = loop(q.astype(np.float64), p.astype(np.float64), temperature)
+    np.testing.assert_allclose((value, accuracy), expected, rtol=1e-5)
+    assert 0 < accuracy < 1
+
+
+def test_the_order_of_a_batch_does_not_change_its_loss():
+    q, p, rng = vectors(5, 0), vectors(8, 1), np.random.default_rng(2)
+    positive, valid = np.array([4, 1, 0, 1, 7]), np.arange(8) != 3
+    of_q, of_p = rng.permutation(5), rng.permutation(8)
+    place_of = np.argsort(of_p)
+    one = loss.info_nce(q, p, positive, valid, 0.02)
+    other = loss.info_nce(q[of_q], p[of_p], place_of[positive][of_q], valid[of_p], 0.02)
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_shared_passage_is_no_negative_of_either_query():
+    q, p = vectors(2, 0), vectors(3, 1)
+    value, _ = loss.info_nce(q, p, np.array([1, 1]), np.ones(3, bool), 0.1)
+    scores = q @ p.T / 0.1
+    expected = np.mean(np.log(np.exp(scores).sum(1)) - scores[:, 1])  # passage 1 stands once in each sum
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_padding_passages_change_neither_loss_nor_gradient():
+    q, p, positive = vectors(3, 0), vectors(4, 1), np.arange(3)
+    value_and_grad = jax.value_and_grad(lambda *args: loss.info_nce(*args, 0.02)[0], argnums=(0, 1))
+    value, (to_q, to_p) = value_and_grad(q, p, positive, np.ones(4, bool))
+    padded = np.concatenate([p, q])  # the best of all passages, were they valid
+    value_, (to_q_, to_p_) = value_and_grad(q, padded, positive, np.arange(7) < 4)
+    np.testing.assert_allclose(value_, value, rtol=1e-6)
+    np.testing.assert_allclose(to_q_, to_q, atol=1e-6)
+    np.testing.assert_allclose(to_p_, np.concatenate([to_p, np.zeros_like(q)]), atol=1e-6)
+
+
+def test_the_gradient_is_finite_and_zero_at_a_zero_vector():
+    x = np.zeros((2, 24), np.float32)
+    x[1] = 1
+    slope = jax.grad(lambda x: (unit(x) * np.arange(24)).sum())(x)
+    assert np.isfinite(slope).all() and not slope[0].any() and slope[1].any()
+
+
+# Packing
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.adapted(tiny.decoder())
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """The vector of each text of `LENGTHS`, one text in one row at a time, without encode()."""
+    return np.array(tiny.jit(one_at_a_time)(model, padded(tiny.texts(LENGTHS))))
+
+
+def padded(texts, width=16):
+    """-> (tokens, lengths)"""
+    tokens = np.array([np.pad(text, (0, width - len(text))) for text in texts])
+    return tokens, np.array([len(text) for text in texts])
+
+
+def one_at_a_time(model, texts, rate=0.0, key=None):
+    def one(args):
+        tokens, length, number = args
+        at = jnp.arange(len(tokens))
+        keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, number), i))(at)
+        options = dict(dtype=jnp.float32, remat=False, dropout_rate=rate, dropout_keys_T=keys)
+        states = model(tokens, at, (at < length).astype(int), ((len(tokens), 1),), **options)
+        return unit(last_token(states, length - 1))
+
+    tokens, lengths = texts
+    return jax.vmap(one)((tokens, lengths, jnp.arange(len(tokens))))
+
+
+@functools.cache
+def encoder(shape, **options):
+    return tiny.jit(lambda model, bins: tiny.encode(model, bins, shape, **options))
+
+
+def encode_texts(model, shape, placement=None, **options):
+    bins, vector = tiny.pack(tiny.texts(LENGTHS), shape, placement)
+    return np.array(encoder(shape, **options)(model, bins)), vector
+
+
+def shuffled(placement, shape, seed):
+    """The same rows in other bins, the texts of a bin in other slots."""
+    rng = np.random.default_rng(seed)
+    bins = rng.permutation(placement.chunks_used * shape.shards)
+    slots = rng.permutation(shape.slots)
+    return dataclasses.replace(placement, bin=bins[placement.bin], slot=slots[placement.slot])
+
+
+def test_packed_texts_have_the_vectors_that_each_has_alone(model, alone):
+    shape = BinShape(chunks=3, shards=2, rows=ROWS, slots=9)
+    vectors, vector = encode_texts(model, shape)
+    placement = place(np.array(LENGTHS), shape)
+    assert placement.chunks_used == 1 and len(np.unique(placement.bin)) == 2
+    np.testing.assert_allclose(vectors[vector], alone, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(np.linalg.norm(vectors[vector], axis=1), 1, atol=1e-6)
+
+
+def test_spare_chunks_are_not_computed(model):
+    shape = BinShape(chunks=3, shards=2, rows=ROWS, slots=9)
+    vectors, _ = encode_texts(model, shape)
+    used, *spare = np.split(vectors, 3)
+    assert np.abs(used).sum() > 0
+    assert not np.any(spare)  # an encoded chunk of padding would give unit vectors
+    bins, _ = tiny.pack(tiny.texts(LENGTHS), shape)
+    names = {
+        e.primitive.name for e in tiny.equations(jax.make_jaxpr(lambda m: tiny.encode(m, bins, shape))(model).jaxpr)
+    }
+    assert "cond" in names  # a branch, not a select over two computed values
+
+
+def test_a_vector_does_not_depend_on_bin_slot_or_shard_even_with_dropout(model, alone):
+    options = dict(dropout_rate=0.5, dropout_key=jax.random.key(7))
+    lengths, found = np.array(LENGTHS), []
+    for chunks, shards, rows in [(2, 2, ((16, 2), (8, 3))), (1, 3, ((24, 2), (8, 2)))]:
+        shape = BinShape(chunks=chunks, shards=shards, rows=rows, slots=12)
+        for placement in (None, shuffled(place(lengths, shape), shape, seed=chunks)):
+            vectors, vector = encode_texts(model, shape, placement, **options)
+            found.append(vectors[vector])
+    for vectors in found[1:]:
+        np.testing.assert_allclose(vectors, found[0], atol=1e-5, rtol=0)
+    assert np.abs(found[0] - alone).max() > 1e-2
+
+
+# Dropout
+
+
+def test_dropout_at_rate_zero_is_no_dropout_bit_for_bit(model):
+    shape = BinShape(chunks=1, shards=2, rows=ROWS, slots=9)
+    none, _ = encode_texts(model, shape)
+    zero, _ = encode_texts(model, shape, dropout_rate=0.0, dropout_key=jax.random.key(0))
+    np.testing.assert_array_equal(none, zero)
+
+
+def test_dropout_keeps_the_mean():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    x = np.array(decoders.dropout(jnp.ones((4000, 24)), 0.1, keys))
+    values, counts = np.unique(x, return_counts=True)
+    np.testing.assert_allclose(values, [0, 1 / 0.9], rtol=1e-6)
+    sigma = np.sqrt(0.1 * 0.9 / x.size)
+    assert abs(counts[0] / x.size - 0.1) < 5 * sigma
+    assert abs(x.mean() - 1) < 5 * sigma / 0.9
+
+
+def test_masks_differ_by_token_layer_input_and_step(model, monkeypatch):
+    masks, dropout = [], decoders.dropout
+
+    def spy(x, rate, keys_T):
+        kept = dropout(jnp.ones_like(x), rate, keys_T).reshape(len(x), -1)[:, :24] > 0
+        jax.debug.callback(lambda mask: masks.append(np.array(mask)), kept, ordered=True)
+        return dropout(x, rate, keys_T)
+
+    monkeypatch.setattr(decoders, "dropout", spy)
+    tokens, at, segments = np.full(8, 5), np.arange(8), np.ones(8, int)
+    options = dict(dtype=jnp.float32, remat=False, dropout_rate=0.5)
+    run = tiny.jit(lambda keys_T: model(tokens, at, segments, ((8, 1),), dropout_keys_T=keys_T, **options))
+    for step in (0, 1):
+        run(jax.random.split(jax.random.fold_in(jax.random.key(0), step), 8))
+    jax.effects_barrier()
+    # Steps, layers, and four inputs of a layer: one mask is what q, k, v share, one what gate and up share.
+    assert len(masks) == 2 * tiny.CFG.layers * 4
+    rows = np.concatenate(masks)
+    assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+def test_the_projections_of_one_input_share_its_mask():
+    model = tiny.adapted(tiny.decoder(layers=1))
+    bins, _ = tiny.pack(tiny.texts(LENGTHS), shape := BinShape(chunks=1, shards=1, rows=((16, 6),), slots=12))
+    options = dict(dropout_rate=0.1, dropout_key=jax.random.key(0))
+    jaxpr = jax.make_jaxpr(lambda m: tiny.encode(m, bins, shape, **options))(model)
+    drawn = [e for e in tiny.equations(jaxpr.jaxpr) if e.primitive.name == "random_bits"]
+    assert len(drawn) == 4  # for seven adapters
+
+
+# Chunks
+
+
+def test_chunks_encoded_again_give_the_loss_and_gradient_of_one_chunk_and_of_a_loop(model):
+    """With dropout, and with spare chunks, which change neither."""
+    texts, key, rate = tiny.texts(LENGTHS), jax.random.key(3), 0.3
+    graphdef, adapters, frozen = nnx.split(model, nnx.LoRAParam, ...)
+
+    def in_chunks(adapters, chunks, rows, recompute, remat=False):
+        shape = BinShape(chunks=chunks, shards=1, rows=rows, slots=12)
+        batch = tiny.batch(texts[:4], texts[4:], shape)
+        assert batch.bins.used_C.sum() == min(chunks, 4)
+        options = dict(recompute_chunks=recompute, remat=remat, dropout_rate=rate, dropout_key=key)
+        vectors = tiny.encode(nnx.merge(graphdef, adapters, frozen), batch.bins, shape, **options)
+        return vectors[batch.query_Q], vectors[batch.passage_P]
+
+    def in_a_loop(adapters):
+        model = nnx.merge(graphdef, adapters, frozen)
+        vectors = one_at_a_time(model, padded(texts), rate, key)
+        return vectors[:4], vectors[4:]
+
+    def value_and_grad(encode):
+        def loss_fn(adapters):
+            return loss.info_nce(*encode(adapters), np.arange(4), np.ones(8, bool), 0.1)[0]
+
+        return tiny.jit(jax.value_and_grad(loss_fn))(adapters)
+
+    expected, slopes = value_and_grad(in_a_loop)
+    assert optax.tree.norm(slopes) > 0.1
+    for arguments in [(1, ((16, 5), (8, 3)), False), (6, ((16, 1), (8, 1)), True, True)]:
+        value, slopes_ = value_and_grad(lambda adapters, a=arguments: in_chunks(adapters, *a))
+        np.testing.assert_allclose(value, expected, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), slopes_, slopes)

@@ -3,17 +3,20 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# constraints.txt holds the versions that passed on Python 3.11; newer Pythons take newer ones.
+PIP = $(RUN) -m pip install --quiet --disable-pip-version-check \
+	$(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
 .PHONY: quickstart test test-slow lint
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "e5jax needs Python 3.11 to 3.13; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) -e .
 	touch $@
 
 $(VENV)/test: $(VENV)/core
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(PIP) -e '.[test]'
 	touch $@
 
 quickstart: $(VENV)/core  ## train a tiny embedder on the built-in sample, on CPU

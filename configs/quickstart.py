@@ -21,7 +21,7 @@ TINY_MISTRAL = DecoderConfig(
     heads=8,
     kv_heads=2,
     head_dim=32,
-    window=96,
+    window=128,
     rope_theta=1e4,
     norm_eps=1e-5,
     qk_norm=False,
@@ -31,7 +31,7 @@ TINY_MISTRAL = DecoderConfig(
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/quickstart",
-        steps=60,
+        steps=40,
         batch_size=64,
         model=FromScratch(decoder=TINY_MISTRAL),
         lora=None,
@@ -41,5 +41,5 @@ def get_config() -> TrainConfig:
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=10),
         temperature=0.2,  # 538 records: the paper's 0.02 would be learnt by heart
         eval_every=10,
-        checkpoint_every=30,
+        checkpoint_every=20,
     )

@@ -43,7 +43,7 @@ def get_config() -> TrainConfig:
     languages = ("en", "de", "es", "ru", "zh", "ar", "vi", "tr")
     return TrainConfig(
         workdir="runs/xquad_cpu",
-        steps=400,
+        steps=300,
         batch_size=64,
         model=FromScratch(
             decoder=DecoderConfig(
@@ -84,6 +84,6 @@ def get_config() -> TrainConfig:
         packing=PackingConfig(widths=(256,), chunks=4),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=40),
         temperature=0.05,
-        eval_every=100,
+        eval_every=50,
         checkpoint_every=100,
     )

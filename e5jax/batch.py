@@ -124,9 +124,7 @@ def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData
     """Tokenise what is not in the cache yet, and mix."""
     settings, cache = config.data, Path(config.data.cache).expanduser()
     stores = tuple(
-        data.prepare(
-            source, tokenizer, settings.max_length, settings.max_negatives, settings.on_bad_record, cache
-        )
+        data.prepare(source, tokenizer, settings.max_length, settings.max_negatives, settings.on_bad_record, cache)
         for source in settings.train
     )
     for store in stores:

@@ -112,7 +112,7 @@ class PackingConfig:
     """Parts that a device encodes one after the other. 1 keeps every activation; more keep only the vectors and
     encode again in the backward pass (GradCache). The gradient is the same."""
     spare: float = 0.25
-    """Room for batches longer than usual: chunks allocated beyond `chunks`, as a fraction of it (at least one)."""
+    """Room for batches longer than those looked at before the start, as a fraction of the longest of them."""
 
     def __post_init__(self):
         ordered = tuple(sorted(set(self.widths), reverse=True)) == self.widths

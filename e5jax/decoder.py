@@ -16,9 +16,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from e5jax.attention import Rows, attend
-from e5jax.projection import Projection
+from e5jax.projection import KEPT, Projection
 from e5jax.sharding import constrain, gathered
 
 
@@ -154,6 +155,7 @@ class Block(nnx.Module):
             q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
         q_TNH, k_TKH = rotate(q_TNH, sin, cos), rotate(k_TKH, sin, cos)
         a_TNH = attend(q_TNH, k_TKH, v_TKH, segments_T, rows, causal=True, window=self.cfg.window)
+        a_TNH = checkpoint_name(a_TNH, KEPT)
         x_TD += self.o(a_TNH, drop(a_TNH, 1))
 
         h_TD = self.mlp_norm(x_TD)
@@ -188,7 +190,8 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """-> [T, D] in `dtype`, the dtype of all products.
 
-        `remat` keeps only each layer's input for the backward pass. `dropout_keys_T` (one key a token, None: no
+        For the backward pass a layer keeps the results of its products and recomputes the rest, which is cheap; with
+        `remat` it keeps its input alone. `dropout_keys_T` (one key a token, None: no
         dropout) drives the dropout in front of the adapters; the base sees no dropout.
         """
         x_TD = gathered(self.embed[...], self.embed.axes)[tokens_T].astype(dtype)
@@ -206,7 +209,8 @@ class Decoder(nnx.Module):
 
             return block(x_TD, sin, cos, segments_T, rows, drop), None
 
-        if remat:
-            layer = jax.checkpoint(layer, prevent_cse=False)
+        policies = jax.checkpoint_policies
+        policy = policies.nothing_saveable if remat else policies.save_only_these_names(KEPT)
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
         x_TD, _ = jax.lax.scan(layer, x_TD, (self.layers, jnp.arange(self.cfg.layers)))
         return self.norm(x_TD)

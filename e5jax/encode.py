@@ -128,7 +128,6 @@ def _embed(graphdef, state, bins, rows, dtype):
         rows,
         dtype=dtype,
         remat=False,
-        recompute_chunks=False,
         dropout_rate=0.0,
         dropout_key=None,
     )

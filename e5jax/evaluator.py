@@ -34,7 +34,6 @@ class Evaluator:
                 rows,
                 dtype=dtype,
                 remat=False,
-                recompute_chunks=False,
                 dropout_rate=0.0,
                 dropout_key=None,
             )

@@ -14,7 +14,6 @@ import huggingface_hub
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-
 from e5jax.decoder import DecoderConfig
 from e5jax.errors import UserError
 from e5jax.tensors import (

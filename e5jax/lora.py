@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from e5jax.errors import UserError
-from e5jax.projection import Projection, dot
-from e5jax.sharding import gathered
+from e5jax.projection import KEPT, Projection, dot
 
 
 class Adapter(nnx.Module):
@@ -34,8 +34,8 @@ class Adapter(nnx.Module):
         self.b = nnx.LoRAParam(jnp.zeros((rank, *shape[n:])), axes=("rank", *axes[n:]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        low = dot(self.down, x, gathered(self.a[...].astype(x.dtype), self.a.axes))
-        return self.scale * dot(self.up, low, gathered(self.b[...].astype(x.dtype), self.b.axes))
+        low = checkpoint_name(dot(self.down, self.a.axes, x, self.a[...]), KEPT)
+        return self.scale * dot(self.up, self.b.axes, low, self.b[...])
 
     def delta(self) -> jax.Array:
         """scale · A B, of the weight's shape, in f32; layers may be stacked in front."""

@@ -3,8 +3,12 @@
 Shapes: C chunks, S shards, T tokens of a bin, N slots of a bin, D model, Q queries, P passages.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from e5jax.attention import Rows
 from e5jax.decoder import Decoder
@@ -20,23 +24,26 @@ def encode(
     *,
     dtype: jnp.dtype,
     remat: bool,
-    recompute_chunks: bool,
     dropout_rate: float,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
     """Unit vectors of every slot of every bin -> [C · S · N, D] in f32; empty slots hold nothing of meaning.
 
-    `recompute_chunks` keeps nothing of a chunk but its vectors and encodes it again in the backward pass: GradCache
-    (arXiv 2101.06983), here plain autodiff through `lax.map(checkpoint(...))`, so the gradient is the exact one of the
-    whole batch. Spare chunks are skipped. The dropout mask of a token is a function of (key, row of its text in the
-    global batch, position), never of bin or shard.
+    One chunk keeps its activations for the backward pass. Of several, nothing is kept but their vectors, and each is
+    encoded again (GradCache, arXiv 2101.06983): the gradient is the exact one of the whole batch. Spare chunks are
+    skipped, forward and backward. The dropout mask of a token is a function of (key, row of its text in the global
+    batch, position), never of chunk or shard.
     """
+    graphdef, weights = nnx.split(model)
+    leaves, structure = jax.tree.flatten(weights)
 
-    def one_bin(tokens_T, positions_T, segments_T, last_N, texts_N):
+    def one_bin(model, key, tokens_T, positions_T, segments_T, last_N, texts_N):
         keys_T = None
-        if dropout_key is not None and dropout_rate > 0:
-            token = lambda text, position: jax.random.fold_in(jax.random.fold_in(dropout_key, text), position)
-            keys_T = jax.vmap(token)(texts_N[segments_T - 1], positions_T)
+        if key is not None and dropout_rate > 0:
+            fold = jax.random.fold_in
+            keys_T = jax.vmap(lambda text, position: fold(fold(key, text), position))(
+                texts_N[segments_T - 1], positions_T
+            )
         x_TD = model(
             tokens_T,
             positions_T,
@@ -49,29 +56,52 @@ def encode(
         )
         return unit(last_token(x_TD, last_N))
 
-    one_chunk = over_shards(one_bin)
-    if recompute_chunks:
-        one_chunk = jax.checkpoint(one_chunk)
+    def one_chunk(leaves, key, arrays):
+        model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))
+        return over_shards(partial(one_bin, model, key))(*arrays)
 
-    def one_chunk_or_none(chunk):
-        used, *arrays = chunk
-        shape = (*bins.last_CSN.shape[1:], model.cfg.dim)
-        empty = lambda *_: constrain(jnp.zeros(shape), "shards", None, None)
-        return jax.lax.cond(used, one_chunk, empty, *arrays)
-
-    v_CSND = jax.lax.map(
-        one_chunk_or_none,
-        (
-            bins.used_C,
-            bins.tokens_CST,
-            bins.positions_CST,
-            bins.segments_CST,
-            bins.last_CSN,
-            bins.texts_CSN,
-        ),
-    )
+    arrays = (bins.tokens_CST, bins.positions_CST, bins.segments_CST, bins.last_CSN, bins.texts_CSN)
+    if len(bins.used_C) == 1:
+        v_CSND = one_chunk(leaves, dropout_key, [x[0] for x in arrays])
+    else:
+        run = recomputed_or_skipped(one_chunk)
+        v_CSND = jax.lax.map(lambda chunk: run(leaves, dropout_key, chunk[1], chunk[0]), (bins.used_C, arrays))
     # The one gather of embeddings: every device needs every passage.
     return constrain(v_CSND.reshape(-1, v_CSND.shape[-1]), None, None)
+
+
+def recomputed_or_skipped(f: Callable) -> Callable:
+    """`f(leaves, key, arrays)` -> `run(leaves, key, arrays, used)`: zeros where not used; keeps only its arguments.
+
+    By hand rather than `cond(checkpoint(f))`, whose residuals in a loop are the weights once more for each turn.
+    """
+
+    @jax.custom_vjp
+    def run(leaves, key, arrays, used):
+        out = jax.eval_shape(f, leaves, key, arrays)
+        empty = lambda *_: constrain(jnp.zeros(out.shape, out.dtype), "shards", None, None)
+        return jax.lax.cond(used, f, empty, leaves, key, arrays)
+
+    def forward(leaves, key, arrays, used):
+        trained = {i: leaf.value for i, leaf in enumerate(leaves) if leaf.perturbed}
+        frozen = {i: leaf.value for i, leaf in enumerate(leaves) if not leaf.perturbed}
+        key, arrays, used = jax.tree.map(lambda x: x.value, (key, arrays, used))
+        return run([leaf.value for leaf in leaves], key, arrays, used), (trained, frozen, key, arrays, used)
+
+    def backward(residuals, g):
+        trained, frozen, key, arrays, used = residuals
+
+        def again(trained):
+            all_leaves = lambda t: [leaf for _, leaf in sorted({**t, **frozen}.items())]
+            _, pull_back = jax.vjp(lambda t: f(all_leaves(t), key, arrays), trained)
+            return pull_back(g)[0]
+
+        zeros = lambda trained: jax.tree.map(jnp.zeros_like, trained)
+        grads = jax.lax.cond(used, again, zeros, trained)
+        return [grads.get(i) for i in range(len(trained) + len(frozen))], None, None, None
+
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    return run
 
 
 def info_nce(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from e5jax import checkpoint, hf, lora, peft_format, tensors
+from e5jax import checkpoint, hf, lora, peft_format
 from e5jax import workdir as workdirs
 from e5jax.decoder import Decoder, DecoderConfig
 from e5jax.errors import UserError
@@ -75,15 +75,20 @@ def _open_peft(directory, mesh, dtype):
         base,
         model=_merged(peft_format.load_adapter(directory, base.model)),
         tokenizer=Tokenizer.load(directory) if has_tokenizer else base.tokenizer,
-        digest=tensors.digest_files([directory / "adapter_config.json", *tensors.weight_files(directory, "adapter_model")]),
+        digest=peft_format.digest(directory),
     )
 
 
 def _merged(model: Decoder) -> Decoder:
-    graphdef, state = nnx.split(model)
-    merge = lambda state: nnx.split(lora.merge(nnx.merge(graphdef, state)))
-    bare, _ = jax.eval_shape(merge, state)
-    return nnx.merge(bare, jax.jit(lambda s: merge(s)[1], donate_argnums=0)(state))
+    """Adapters added into the base, in the base's own memory."""
+    graphdef, adapters, base = nnx.split(model, nnx.LoRAParam, ...)
+
+    def merge(adapters, base):
+        return nnx.split(lora.merge(nnx.merge(graphdef, adapters, base)))
+
+    bare, _ = jax.eval_shape(merge, adapters, base)
+    weights = jax.jit(lambda a, b: merge(a, b)[1], donate_argnums=1)(adapters, base)
+    return nnx.merge(bare, weights)
 
 
 def _open_run(path, mesh, dtype):

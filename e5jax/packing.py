@@ -174,20 +174,24 @@ def choose_shape(
 ) -> BinShape | None:
     """The shape that runs the fewest tokens on `sample` (text lengths of a dozen batches or more).
 
-    Aims at `chunks` chunks for the mean batch and allocates `spare` times as many again (at least one more): skipped
-    when empty, they cost nothing. A single chunk has no spare ones, since it keeps its activations; it is made for the
-    longest batch of the sample, and `spare` of that one's excess over the mean longer. `widths`: row widths, widest
+    Aims at `chunks` chunks for the mean batch and allocates enough for the longest of the sample, and `spare` of that
+    more: skipped when empty, they cost nothing. A single chunk has no spare ones, since it keeps its activations; it is
+    made for the longest batch, and `spare` of that one's excess over the mean longer. `widths`: row widths, widest
     first. Tries bins from the mean load up; wide rows get what the sample needs (mean + 3 standard deviations), the
     narrowest width the rest. None where no such shape holds every batch of the sample.
     """
     bins = shards * chunks
     wanted = np.array([_rows_wanted(lengths, widths) for lengths in sample])
     wide_rows = np.ceil((wanted.mean(axis=0) + 3 * wanted.std(axis=0)) / bins).astype(int)
-    mean_load = np.mean([lengths.sum() for lengths in sample]) / bins
-    allocated = chunks + max(1, round(chunks * spare)) if chunks > 1 else 1
+    loads = np.array([lengths.sum() for lengths in sample]) / bins
+    mean_load = loads.mean()
+    # A second chunk would double a single one's activations: it must hold the longest batch by itself.
+    allocated, stretch = 1, 1.2 * loads.max() / mean_load
+    if chunks > 1:
+        allocated, stretch = max(chunks + 1, int(np.ceil(chunks * (1 + spare) * loads.max() / mean_load))), 4 / 3
 
     best = None
-    for rows in sorted({_rows(mean_load * x, wide_rows, widths) for x in np.geomspace(1, 2, 24)}):
+    for rows in sorted({_rows(mean_load * x, wide_rows, widths) for x in np.geomspace(1, stretch, 16)}):
         shape = BinShape(chunks=allocated, shards=shards, rows=rows, slots=1 << 30)
         placements = [place(lengths, shape) for lengths in sample]
         if None in placements:

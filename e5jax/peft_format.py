@@ -17,7 +17,16 @@ from flax.traverse_util import flatten_dict
 from e5jax import hf, lora
 from e5jax.decoder import Decoder
 from e5jax.errors import UserError
-from e5jax.tensors import Stored, Table, load_tensors, read_json, save_tensors, stored_tensors, weight_files
+from e5jax.tensors import (
+    Stored,
+    Table,
+    digest_files,
+    load_tensors,
+    read_json,
+    save_tensors,
+    stored_tensors,
+    weight_files,
+)
 
 
 # Our name of a projection -> (its name there without ".weight", how many of our axes are its input).
@@ -69,6 +78,11 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     Raises UserError naming file and key for anything that plain LoRA on our projections is not.
     """
     return _read(directory)[0]
+
+
+def digest(directory: Path) -> str:
+    """sha256 over the adapter's configuration and weights."""
+    return digest_files([directory / "adapter_config.json", *weight_files(directory, "adapter_model")])
 
 
 def load_adapter(directory: Path, model: Decoder) -> Decoder:

@@ -10,18 +10,30 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from e5jax.sharding import gathered
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def dot(eq: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """`einsum(eq, x, w)` accumulated in f32, in x's dtype.
+KEPT = "product"
+"""Name of what the backward pass keeps where it recomputes only what is cheap."""
 
-    It has its own backward rule for two reasons: the transpose of a mixed product would be f32 × bf16 (slow on every
-    backend), so the cotangent is cast first; and a frozen weight gets no gradient, not even one that XLA has to remove.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def dot(eq: str, axes: tuple[str | None, ...], x: jax.Array, w: jax.Array) -> jax.Array:
+    """`einsum(eq, x, w)` accumulated in f32, in x's dtype; `axes` names those of the weight.
+
+    It has its own backward rule because
+    - the transpose of a mixed product would be f32 × bf16 (slow on every backend), so the cotangent is cast first;
+    - a frozen weight gets no gradient, not even one that XLA has to remove;
+    - what is kept is the weight as it lies, cast and gathered anew: kept gathered, a scan over layers would stack a
+      second, unsharded copy of the base.
     """
-    return _einsum(eq, x, w)
+    return _einsum(eq, x, _ready(w, axes, x.dtype))
+
+
+def _ready(w, axes, dtype):
+    return gathered(w.astype(dtype), axes)
 
 
 def _einsum(eq, x, w):
@@ -30,20 +42,21 @@ def _einsum(eq, x, w):
     return y.astype(x.dtype)
 
 
-def _dot_forward(eq, x, w):
+def _dot_forward(eq, axes, x, w):
     # A residual is kept only for the gradient that somebody asked for.
     residuals = (x.value if w.perturbed else None, w.value if x.perturbed else None)
-    return _einsum(eq, x.value, w.value), residuals
+    residuals += (jnp.zeros(0, w.value.dtype),)  # only its dtype matters
+    return _einsum(eq, x.value, _ready(w.value, axes, x.value.dtype)), residuals
 
 
-def _dot_backward(eq, residuals, g):
-    x, w = residuals
+def _dot_backward(eq, axes, residuals, g):
+    x, w, like_w = residuals
     operands, out = eq.split("->")
     xs, ws = operands.split(",")
     if isinstance(g, jax.custom_derivatives.SymbolicZero):
         return None, None
-    dx = None if w is None else _einsum(f"{out},{ws}->{xs}", g, w)
-    dw = None if x is None else _weight_gradient(xs, out, ws, x, g)
+    dx = None if w is None else _einsum(f"{out},{ws}->{xs}", g, _ready(w, axes, g.dtype))
+    dw = None if x is None else _weight_gradient(xs, out, ws, x, g).astype(like_w.dtype)
     return dx, dw
 
 
@@ -71,5 +84,5 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array, x_adapter: jax.Array) -> jax.Array:
         """`x_adapter` is what the adapter sees: x, with dropout while training."""
-        y = dot(self.eq, x, gathered(self.w[...].astype(x.dtype), self.w.axes))
-        return y if self.adapter is None else y + self.adapter(x_adapter)
+        y = dot(self.eq, self.w.axes, x, self.w[...])
+        return checkpoint_name(y if self.adapter is None else y + self.adapter(x_adapter), KEPT)

@@ -38,7 +38,6 @@ def make_step(
     temperature: float,
     dtype: jnp.dtype,
     remat: bool,
-    recompute_chunks: bool,
     dropout_rate: float,
     seed: int,
 ) -> Callable:
@@ -51,7 +50,6 @@ def make_step(
             rows,
             dtype=dtype,
             remat=remat,
-            recompute_chunks=recompute_chunks,
             dropout_rate=dropout_rate,
             dropout_key=jax.random.fold_in(jax.random.key(seed), step),
         )
@@ -68,7 +66,7 @@ def make_step(
         (loss_, accuracy), grads = value_and_grad(state.params, frozen, batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss_, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss_, "accuracy": accuracy, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step

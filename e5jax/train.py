@@ -87,7 +87,6 @@ def train(config: TrainConfig) -> dict[str, float]:
                 temperature=config.temperature,
                 dtype=dtype,
                 remat=config.remat,
-                recompute_chunks=config.packing.chunks > 1,
                 dropout_rate=config.lora.dropout if config.lora else 0.0,
                 seed=config.seed,
             )

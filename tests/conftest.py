@@ -11,7 +11,7 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-import pytest
+import pytest  # noqa: E402
 
 
 @pytest.fixture

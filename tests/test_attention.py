@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 
 from e5jax.attention import attend, visible
+from tests import tiny
 
 
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 0, 0]])  # a row of two texts and padding

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 
 from e5jax import lora
 from e5jax.decoder import MISTRAL_7B_V01, PROJECTIONS, Decoder
 from e5jax.errors import UserError
 from e5jax.packing import BinShape
+from tests import tiny
 
 
 SHAPE = BinShape(chunks=1, shards=1, rows=((16, 2), (8, 1)), slots=5)

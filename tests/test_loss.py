@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from flax import nnx
 
 from e5jax import decoder as decoders
 from e5jax import loss
 from e5jax.packing import BinShape, place
 from e5jax.pooling import last_token, unit
+from tests import tiny
 
 
 ROWS = ((16, 2), (8, 3))
@@ -128,13 +128,14 @@ def one_at_a_time(model, texts, rate=0.0, key=None):
 
 
 @functools.cache
-def encoder(shape, **options):
+def encoder(shape, rate, key):
+    options = dict(dropout_rate=rate, dropout_key=None if key is None else jax.random.key(key))
     return tiny.jit(lambda model, bins: tiny.encode(model, bins, shape, **options))
 
 
-def encode_texts(model, shape, placement=None, **options):
+def encode_texts(model, shape, placement=None, rate=0.0, key=None):
     bins, vector = tiny.pack(tiny.texts(LENGTHS), shape, placement)
-    return np.array(encoder(shape, **options)(model, bins)), vector
+    return np.array(encoder(shape, rate, key)(model, bins)), vector
 
 
 def shuffled(placement, shape, seed):
@@ -154,26 +155,26 @@ def test_packed_texts_have_the_vectors_that_each_has_alone(model, alone):
     np.testing.assert_allclose(np.linalg.norm(vectors[vector], axis=1), 1, atol=1e-6)
 
 
-def test_spare_chunks_are_not_computed(model):
+def test_spare_chunks_are_computed_neither_forward_nor_backward(model):
     shape = BinShape(chunks=3, shards=2, rows=ROWS, slots=9)
     vectors, _ = encode_texts(model, shape)
     used, *spare = np.split(vectors, 3)
     assert np.abs(used).sum() > 0
     assert not np.any(spare)  # an encoded chunk of padding would give unit vectors
+    graphdef, adapters, frozen = nnx.split(model, nnx.LoRAParam, ...)
     bins, _ = tiny.pack(tiny.texts(LENGTHS), shape)
-    names = {
-        e.primitive.name for e in tiny.equations(jax.make_jaxpr(lambda m: tiny.encode(m, bins, shape))(model).jaxpr)
-    }
-    assert "cond" in names  # a branch, not a select over two computed values
+    total = lambda adapters: tiny.encode(nnx.merge(graphdef, adapters, frozen), bins, shape).sum()
+    equations = tiny.equations(jax.make_jaxpr(jax.grad(total))(adapters).jaxpr)
+    # Branches, not selects over two computed values: one in each direction.
+    assert [equation.primitive.name for equation in equations].count("cond") == 2
 
 
 def test_a_vector_does_not_depend_on_bin_slot_or_shard_even_with_dropout(model, alone):
-    options = dict(dropout_rate=0.5, dropout_key=jax.random.key(7))
     lengths, found = np.array(LENGTHS), []
     for chunks, shards, rows in [(2, 2, ((16, 2), (8, 3))), (1, 3, ((24, 2), (8, 2)))]:
         shape = BinShape(chunks=chunks, shards=shards, rows=rows, slots=12)
         for placement in (None, shuffled(place(lengths, shape), shape, seed=chunks)):
-            vectors, vector = encode_texts(model, shape, placement, **options)
+            vectors, vector = encode_texts(model, shape, placement, rate=0.5, key=7)
             found.append(vectors[vector])
     for vectors in found[1:]:
         np.testing.assert_allclose(vectors, found[0], atol=1e-5, rtol=0)
@@ -186,7 +187,7 @@ def test_a_vector_does_not_depend_on_bin_slot_or_shard_even_with_dropout(model, 
 def test_dropout_at_rate_zero_is_no_dropout_bit_for_bit(model):
     shape = BinShape(chunks=1, shards=2, rows=ROWS, slots=9)
     none, _ = encode_texts(model, shape)
-    zero, _ = encode_texts(model, shape, dropout_rate=0.0, dropout_key=jax.random.key(0))
+    zero, _ = encode_texts(model, shape, rate=0.0, key=0)
     np.testing.assert_array_equal(none, zero)
 
 
@@ -233,16 +234,16 @@ def test_the_projections_of_one_input_share_its_mask():
 # Chunks
 
 
-def test_chunks_encoded_again_give_the_loss_and_gradient_of_one_chunk_and_of_a_loop(model):
-    """With dropout, and with spare chunks, which change neither."""
+def test_chunks_encoded_again_give_the_loss_and_gradient_of_a_loop_over_texts(model):
+    """With dropout, and with spare chunks, which change neither; test_sharding.py compares with one chunk."""
     texts, key, rate = tiny.texts(LENGTHS), jax.random.key(3), 0.3
     graphdef, adapters, frozen = nnx.split(model, nnx.LoRAParam, ...)
 
-    def in_chunks(adapters, chunks, rows, recompute, remat=False):
-        shape = BinShape(chunks=chunks, shards=1, rows=rows, slots=12)
+    def in_chunks(adapters):
+        shape = BinShape(chunks=6, shards=1, rows=((16, 1), (8, 1)), slots=12)
         batch = tiny.batch(texts[:4], texts[4:], shape)
-        assert batch.bins.used_C.sum() == min(chunks, 4)
-        options = dict(recompute_chunks=recompute, remat=remat, dropout_rate=rate, dropout_key=key)
+        assert batch.bins.used_C.sum() == 4
+        options = dict(remat=True, dropout_rate=rate, dropout_key=key)
         vectors = tiny.encode(nnx.merge(graphdef, adapters, frozen), batch.bins, shape, **options)
         return vectors[batch.query_Q], vectors[batch.passage_P]
 
@@ -259,7 +260,6 @@ def test_chunks_encoded_again_give_the_loss_and_gradient_of_one_chunk_and_of_a_l
 
     expected, slopes = value_and_grad(in_a_loop)
     assert optax.tree.norm(slopes) > 0.1
-    for arguments in [(1, ((16, 5), (8, 3)), False), (6, ((16, 1), (8, 1)), True, True)]:
-        value, slopes_ = value_and_grad(lambda adapters, a=arguments: in_chunks(adapters, *a))
-        np.testing.assert_allclose(value, expected, atol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), slopes_, slopes)
+    value, slopes_ = value_and_grad(in_chunks)
+    np.testing.assert_allclose(value, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), slopes_, slopes)

@@ -1,14 +1,13 @@
 """The learning rate's three corners, and what AdamW decays and clips."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from flax import nnx
 
 from e5jax.optim import adamw, learning_rate
+from tests import tiny
 
 
 def test_the_rate_rises_to_its_peak_in_the_last_warmup_step_and_falls_to_above_zero_in_the_last():
@@ -32,12 +31,12 @@ def params():
 def updates(params, gradients, **changes):
     options = dict(b1=0.9, b2=0.999, weight_decay=0.1, clip_norm=1.0) | changes
     optimizer = adamw(lambda count: 1.0, **options)
-    update, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    update, _ = tiny.jit(optimizer.update)(gradients, optimizer.init(params), params)
     return nnx.to_pure_dict(update)
 
 
 def test_all_weights_are_decayed_but_the_scales_of_norms(params):
-    moved = updates(params, jax.tree.map(jnp.zeros_like, params))
+    moved = updates(params, jax.tree.map(np.zeros_like, params))
     weights = nnx.to_pure_dict(params)
     names = {"attn_norm", "mlp_norm"}
     assert not np.any(moved["norm"]["scale"])
@@ -51,18 +50,18 @@ def test_all_weights_are_decayed_but_the_scales_of_norms(params):
 
 def test_adapters_are_decayed_both_halves():
     _, adapters, _ = nnx.split(tiny.adapted(tiny.decoder()), nnx.LoRAParam, ...)
-    moved = updates(adapters, jax.tree.map(jnp.zeros_like, adapters))
+    moved = updates(adapters, jax.tree.map(np.zeros_like, adapters))
     for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(adapters), strict=True):
         np.testing.assert_allclose(a, -0.1 * b, rtol=1e-6)
 
 
 def test_a_long_gradient_is_cut_to_the_clip_norm_and_a_short_one_left_alone(params):
-    ones = jax.tree.map(jnp.ones_like, params)
+    ones = jax.tree.map(np.ones_like, params)
     norm = float(np.sqrt(sum(leaf.size for leaf in jax.tree.leaves(ones))))
     moments = []
     for clip_norm in (1.0, 2 * norm):
         optimizer = adamw(lambda count: 1.0, b1=0.9, b2=0.999, weight_decay=0.1, clip_norm=clip_norm)
-        _, state = jax.jit(optimizer.update)(ones, optimizer.init(params), params)
+        _, state = tiny.jit(optimizer.update)(ones, optimizer.init(params), params)
         (adam,) = [s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s)]
         moments.append(jax.tree.leaves(adam.mu))
     for cut, left_alone in zip(*moments, strict=True):

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny
 
 from e5jax.packing import BinShape, _place_in, best_fit, choose_shape, fill, place
+from tests import tiny
 
 
 def random_trials(count):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -18,6 +17,7 @@ from e5jax.optim import adamw
 from e5jax.packing import BinShape
 from e5jax.sharding import batch_shardings, constrain, make_mesh, over_shards, replicated, shard_count, shardings
 from e5jax.step import TrainState, init_state, make_step
+from tests import tiny
 
 
 # The mesh
@@ -120,7 +120,6 @@ def prepare(shape: BinShape, mesh=None):
         temperature=0.1,
         dtype=jnp.float32,
         remat=mesh is not None,
-        recompute_chunks=mesh is not None,
         dropout_rate=0.0,
         seed=0,
     )
@@ -218,6 +217,14 @@ def test_the_only_activations_gathered_are_the_embeddings_once(sizes, ran):
         weights = {n // t for n in sizes_of(matrices(run.base)) | sizes_of(run.gradient) for t in (1, tensor)}
         assert {math.prod(shape) for shape in others} <= weights
     assert not [shape for _, shape in collectives(run.hlo) if set(shape) & {run.shape.tokens}] or sizes[2] > 1
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_every_device_multiplies_its_own_bin_and_its_own_queries_alone(sizes, ran):
+    run = ran(sizes)
+    products = [set(map(int, dims.split(","))) for dims in re.findall(r"= \w+\[([\d,]+)\]\S* dot\(", run.hlo)]
+    assert [dims for dims in products if run.shape.tokens in dims]
+    assert not [dims for dims in products if {run.shape.shards, QUERIES} & dims]  # no other axis is as long
 
 
 def test_nothing_of_a_replicated_base_moves(ran):

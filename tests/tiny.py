@@ -40,26 +40,36 @@ jit = functools.partial(
 
 def decoder(seed: int = 0, dtype=jnp.float32, **changes) -> Decoder:
     """Random weights, the embeddings large enough for attention to be sharp."""
+    return _fresh(_decoder(seed, dtype, tuple(changes.items())))
 
+
+def adapted(model: Decoder, targets=PROJECTIONS, fresh: bool = False) -> Decoder:
+    """A copy of a decoder with adapters; B random too, unless `fresh`."""
+    return _hang(_fresh(model), tuple(targets), fresh)
+
+
+@functools.cache
+def _decoder(seed, dtype, changes):
     def make():
-        model = Decoder(dataclasses.replace(CFG, **changes), dtype, rngs=nnx.Rngs(seed))
+        model = Decoder(dataclasses.replace(CFG, **dict(changes)), dtype, rngs=nnx.Rngs(seed))
         model.embed[...] *= 50
         return model
 
     return jit(make)()
 
 
-def adapted(model: Decoder, targets=PROJECTIONS, fresh: bool = False) -> Decoder:
-    """A copy of a decoder with adapters; B random too, unless `fresh`."""
+@functools.partial(jit, static_argnums=(1, 2))
+def _hang(model, targets, fresh):
+    lora.adapt(model, RANK, 2.0 * RANK, targets, jax.random.key(1))
+    for i, target in enumerate(() if fresh else targets):
+        b = lora.projections(model.layers)[target].adapter.b
+        b[...] = 0.1 * jax.random.normal(jax.random.key(i), b.shape)
+    return model
 
-    def hang(model):
-        lora.adapt(model, RANK, 2.0 * RANK, targets, jax.random.key(1))
-        for i, target in enumerate(() if fresh else targets):
-            b = lora.projections(model.layers)[target].adapter.b
-            b[...] = 0.1 * jax.random.normal(jax.random.key(i), b.shape)
-        return model
 
-    return jit(hang)(model)
+def _fresh(model):
+    """Another module around the same arrays, for a test to change."""
+    return jax.tree.map(lambda leaf: leaf, model)
 
 
 def texts(lengths, seed: int = 0) -> list[np.ndarray]:
@@ -87,8 +97,8 @@ def batch(queries, passages, shape: BinShape) -> Batch:
 
 
 def encode(model: Decoder, bins: Bins, shape: BinShape, **changes) -> jax.Array:
-    """`loss.encode` in f32 that keeps everything and drops nothing, but for the changes."""
-    options = dict(dtype=jnp.float32, remat=False, recompute_chunks=False, dropout_rate=0.0, dropout_key=None)
+    """`loss.encode` in f32 without dropout, but for the changes."""
+    options = dict(dtype=jnp.float32, remat=False, dropout_rate=0.0, dropout_key=None)
     return loss.encode(model, bins, shape.rows, **options | changes)
 
 

@@ -1,6 +1,6 @@
 """Adapters on top of what the quickstart trained: the same loop with a frozen base.
 
-    make quickstart && python -m e5jax.train --config configs/quickstart_lora.py
+make quickstart && python -m e5jax.train --config configs/quickstart_lora.py
 """
 
 import dataclasses

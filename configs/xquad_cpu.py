@@ -36,9 +36,7 @@ def get_config() -> TrainConfig:
 
     def tatoeba(language):
         pair = folder / "tatoeba" / f"{language}-eng.{language}"
-        return Source(
-            path=str(pair), positives=str(pair.with_suffix(".eng")), task="Retrieve parallel sentences."
-        )
+        return Source(path=str(pair), positives=str(pair.with_suffix(".eng")), task="Retrieve parallel sentences.")
 
     languages = ("en", "de", "es", "ru", "zh", "ar", "vi", "tr")
     return TrainConfig(

@@ -85,8 +85,6 @@ class Encoder:
     model: Decoder
     tokenizer: Tokenizer
     max_length: int
-    instruct: bool
-    """Whether the model was trained with instructions in front of queries."""
     dtype: jnp.dtype
 
     @classmethod
@@ -102,7 +100,6 @@ class Encoder:
             model=opened.model,
             tokenizer=opened.tokenizer,
             max_length=opened.max_length or max_length,
-            instruct=opened.instruct,
             dtype=opened.dtype,
         )
 

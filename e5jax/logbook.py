@@ -76,7 +76,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, disable=not self._terminal)
         self._steps, self._every_s, self._last = steps, every_s, time.monotonic()
-        self._start, self._done = time.monotonic(), done
+        self._first = None  # (step, when): the time left is reckoned from the second step, behind the compilation
 
     def step(self, row: dict) -> None:
         """Show a finished step."""
@@ -84,9 +84,12 @@ class Progress:
         self._bar.set_postfix_str(said, refresh=False)
         self._bar.update()
         now = time.monotonic()
-        if not self._terminal and (now - self._last > self._every_s or row["step"] == self._steps):
+        if self._first is None:
+            self._first = (row["step"], now)
+        elif not self._terminal and (now - self._last > self._every_s or row["step"] == self._steps):
             self._last = now
-            left = (now - self._start) / (row["step"] - self._done) * (self._steps - row["step"])
+            step, when = self._first
+            left = (now - when) / (row["step"] - step) * (self._steps - row["step"])
             print(f"step {row['step']}/{self._steps}: {said}, {left:.0f} s left", flush=True)
 
     def say(self, line: str) -> None:
@@ -102,7 +105,7 @@ class Progress:
 
 
 def draw_curves(rows: list[dict], baselines: dict[str, float], path: Path) -> None:
-    """Loss, held-out nDCG@10 against BM25, and speed over the steps, in one picture."""
+    """Loss, held-out nDCG@10 beside BM25, and speed over the steps, in one picture."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -117,20 +120,16 @@ def draw_curves(rows: list[dict], baselines: dict[str, float], path: Path) -> No
     axes[0].set_title("InfoNCE loss")
     losses = [row["loss"] for row in train]
     axes[0].plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=1)
-    axes[0].plot(steps, _smooth(losses, 0.9), color="tab:blue", linewidth=1.8)
+    axes[0].plot(steps, _smooth(losses, 0.9 if len(losses) > 150 else 0.6), color="tab:blue", linewidth=1.8)
     axes[0].set_ylim(bottom=0)
 
-    axes[1].set_title("real tokens a second")
-    axes[1].plot(steps, [row["tokens_per_second"] for row in train], color="tab:gray", linewidth=1)
-    axes[1].set_ylim(bottom=0)
-
     if evals:
-        axes[2].set_title("held-out nDCG@10")
+        axes[1].set_title("held-out nDCG@10")
         names = [key for key in evals[0] if key.endswith("ndcg@10")]
         sets = [n for n in names if n.count("/") > 1] or names
         for number, key in enumerate(sets):
             color, name = f"C{number}", key.removeprefix("eval/").removesuffix("/ndcg@10")
-            axes[2].plot(
+            axes[1].plot(
                 [row["step"] for row in evals],
                 [row[key] for row in evals],
                 marker="o",
@@ -139,9 +138,13 @@ def draw_curves(rows: list[dict], baselines: dict[str, float], path: Path) -> No
                 label=name,
             )
             if name in baselines:
-                axes[2].axhline(baselines[name], color=color, linestyle="--", linewidth=1, label=f"{name}, BM25")
-        axes[2].set_ylim(0, 1)
-        axes[2].legend(fontsize=7, loc="best")
+                axes[1].axhline(baselines[name], color=color, linestyle="--", linewidth=1, label=f"{name}, BM25")
+        axes[1].set_ylim(0, 1)
+        axes[1].legend(fontsize=7, loc="best")
+    axes[-1].set_title("real tokens a second")
+    axes[-1].plot(steps, [row["tokens_per_second"] for row in train], color="tab:gray", linewidth=1)
+    axes[-1].set_ylim(bottom=0)
+
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

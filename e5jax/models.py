@@ -25,8 +25,6 @@ class OpenedModel:
     dtype: jnp.dtype
     max_length: int | None
     """What it was trained with; None where its files do not say."""
-    instruct: bool
-    """Whether its queries carry an instruction."""
     digest: str
 
 
@@ -52,7 +50,6 @@ def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp
         tokenizer=Tokenizer.load(directory),
         dtype=dtype,
         max_length=None,
-        instruct=False,
         digest=hf.digest(directory),
     )
 
@@ -106,7 +103,6 @@ def _open_run(path, mesh, dtype):
         tokenizer=Tokenizer.load(workdir / "tokenizer"),
         dtype=dtype,
         max_length=config["data"]["max_length"],
-        instruct=True,
         digest=checkpoint.digest(step_dir),
     )
 

@@ -41,9 +41,7 @@ def compiled(mesh_shape):
     ]
     packing = config.packing
     shape = choose_shape(lengths, 8, packing.chunks, packing.spare, packing.widths)
-    optimizer = adamw(
-        learning_rate(1e-4, 100, config.steps), b1=0.9, b2=0.999, weight_decay=0.1, clip_norm=1.0
-    )
+    optimizer = adamw(learning_rate(1e-4, 100, config.steps), b1=0.9, b2=0.999, weight_decay=0.1, clip_norm=1.0)
 
     def make(key):
         _, params, frozen = build(config, MISTRAL_7B_V01, key)

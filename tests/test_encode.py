@@ -1,0 +1,101 @@
+"""Encoder: any model folder in, unit vectors out, whatever else is in the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import e5jax
+from e5jax import encode, formats, heldout, hf, lora, peft_format
+from e5jax.decoder import Decoder, DecoderConfig
+from e5jax.errors import UserError
+from e5jax.records import Source
+from e5jax.sample import TRAIN
+
+
+CFG = DecoderConfig(
+    family="mistral",
+    vocab_size=500,
+    dim=24,
+    hidden=40,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=10,
+    window=32,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    qk_norm=False,
+)
+TEXTS = ["one", "", "two words", "слова", "三个字", "long " * 300, "middling " * 60]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder in Hugging Face's format with its tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    model = Decoder(CFG, jnp.float32, rngs=nnx.Rngs(0))
+    hf.save(nnx.to_pure_dict(nnx.state(model)), CFG, "float32", path)
+    texts = heldout.all_texts([Source(path=TRAIN, rows=":100")], "stop")
+    formats.train_tokenizer(texts, CFG.vocab_size).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return e5jax.Encoder.load(str(folder))
+
+
+def test_vectors_have_unit_length_and_keep_the_order(encoder):
+    vectors = encoder.encode(TEXTS)
+    assert vectors.shape == (len(TEXTS), CFG.dim) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(TEXTS[::-1])[::-1], vectors, atol=1e-5)
+
+
+def test_a_vector_does_not_depend_on_what_else_is_encoded(encoder):
+    together = encoder.encode(TEXTS)
+    for text, vector in zip(TEXTS, together, strict=True):
+        np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=1e-5)
+
+
+def test_no_texts_give_no_vectors(encoder):
+    assert encoder.encode([]).shape == (0, CFG.dim)
+
+
+def test_an_instruction_is_the_paper_s_template(encoder):
+    with_instruction = encoder.encode(["a query"], instruction="Do this.")
+    np.testing.assert_array_equal(with_instruction, encoder.encode(["Instruct: Do this.\nQuery: a query"]))
+
+
+def test_many_short_texts_use_few_shapes(encoder):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 513, 3000)
+    tokens = [np.full(n, 7, np.int32) for n in lengths]
+    shapes, seen = set(), []
+    for bins, rows, which, _ in encode.pack_corpus(lengths, tokens.__getitem__, shards=2):
+        shapes.add((rows, bins.tokens_CST.shape, bins.last_CSN.shape))
+        seen.extend(which.tolist())
+    assert len(shapes) <= 2 and sorted(seen) == list(range(3000))
+
+
+def test_an_adapter_in_peft_s_format_is_merged_into_the_base_it_names(folder, tmp_path, encoder):
+    model = Decoder(CFG, jnp.float32, rngs=nnx.Rngs(1))
+    lora.adapt(model, 2, 4.0, ("q", "down"), jax.random.key(0))
+    _, adapters, _ = nnx.split(model, nnx.LoRAParam, ...)
+    adapters = jax.tree.map(lambda x: x + 0.1, adapters)
+    config = peft_format.AdapterConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q", "down"), base=str(folder))
+    peft_format.save_adapter(nnx.to_pure_dict(adapters), config, tmp_path / "adapter")
+    adapted = e5jax.Encoder.load(str(tmp_path / "adapter"))
+    beside = peft_format.load_adapter(tmp_path / "adapter", encoder.model)
+    graphdef, state = nnx.split(beside)
+    embed = lambda bins, rows: encode._embed(graphdef, state, bins, rows, jnp.dtype("float32"))
+    unmerged = encode.encode_tokens(embed, encoder.tokenizer.encode(TEXTS, 512), CFG.dim, shards=1)
+    np.testing.assert_allclose(adapted.encode(TEXTS), unmerged, atol=1e-5)
+    assert np.abs(unmerged - encoder.encode(TEXTS)).max() > 0.01
+
+
+def test_a_name_that_is_no_model_is_refused_in_words(tmp_path):
+    with pytest.raises(UserError, match="nothing-here"):
+        e5jax.Encoder.load(str(tmp_path / "nothing-here"))

@@ -62,9 +62,7 @@ class Tokenizer:
         return cls.around(tokens, prefix, suffix)
 
     @classmethod
-    def around(
-        cls, tokens: tokenizers.Tokenizer, prefix: tuple[int, ...], suffix: tuple[int, ...]
-    ) -> "Tokenizer":
+    def around(cls, tokens: tokenizers.Tokenizer, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> "Tokenizer":
         """Puts `prefix` and `suffix` into the post-processor: a saved copy means the same to every library."""
         names = {tokens.id_to_token(i): i for i in (*prefix, *suffix)}
         tokens.post_processor = TemplateProcessing(
@@ -87,17 +85,13 @@ class Tokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end}
         if self.prefix:
             config["bos_token"] = self.tokens.id_to_token(self.prefix[0])
-        (directory / "tokenizer_config.json").write_text(
-            json.dumps(config, indent=1) + "\n", encoding="utf-8"
-        )
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
         """int32 ids of each text, `<s>` and `</s>` in at most `max_length`: what is cut is text."""
         return self.encode_counting(texts, max_length)[0]
 
-    def encode_counting(
-        self, texts: Sequence[str], max_length: int
-    ) -> tuple[list[np.ndarray], int]:
+    def encode_counting(self, texts: Sequence[str], max_length: int) -> tuple[list[np.ndarray], int]:
         """`encode`, and how many of the texts were cut."""
         room = max_length - len(self.prefix) - len(self.suffix)
         if room < 1:
@@ -138,6 +132,4 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokens.train_from_iterator(texts, trainer)
-    return Tokenizer.around(
-        tokens, prefix=(tokens.token_to_id(BOS),), suffix=(tokens.token_to_id(EOS),)
-    )
+    return Tokenizer.around(tokens, prefix=(tokens.token_to_id(BOS),), suffix=(tokens.token_to_id(EOS),))

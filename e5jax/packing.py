@@ -199,7 +199,7 @@ def choose_shape(
         cost = np.mean([p.chunks_used for p in placements]) * shape.tokens
         if best is None or cost < best[0]:
             fullest = max(int(p.slot.max()) for p in placements) + 1
-            best = cost, dataclasses.replace(shape, slots=int(fullest * 1.15) + 4)
+            best = cost, dataclasses.replace(shape, slots=int(fullest * (1 + spare)) + 4)
     if best is None:
         return None
     return best[1] if chunks > 1 else _with_margin(best[1], sample, spare)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_formats import tiny_tokenizer
+from tests.test_formats import tiny_tokenizer
 
 from e5jax import data
 from e5jax.errors import UserError

@@ -23,7 +23,7 @@ quickstart: $(VENV)/core  ## train a tiny embedder on the built-in sample, on CP
 	$(RUN) -m e5jax.train --config configs/quickstart.py
 
 test: $(VENV)/test  ## everything that is quick
-	$(RUN) -m pytest -m 'not slow'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long claims
 	$(RUN) -m pytest -m slow

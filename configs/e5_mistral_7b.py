@@ -7,7 +7,7 @@ From the paper: Mistral-7B-v0.1, LoRA of rank 16 on all linear layers, 2,048 que
 1.8 million examples. Not in the paper: LoRA's alpha 32 and dropout 0.1 (those of its published adapter), AdamW's betas.
 
 Data: 500,000 synthetic records as a TFDS dataset, 13 public sets (MS MARCO twice) as JSONL or TFDS, in $E5_DATA
-(default data/e5), under the names below. Every device holds a copy of the base; `--mesh 1,-1,1` splits it instead.
+(default data/e5), under the names below. Every device holds a copy of the base; `--mesh 1 -1 1` splits it instead.
 """
 
 import os

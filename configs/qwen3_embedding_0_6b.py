@@ -1,9 +1,11 @@
-"""Fine-tune Qwen3-Embedding-0.6B on your own pairs: data/pairs.jsonl with `query`, `positive` and perhaps `negatives`.
+"""Fine-tune Qwen3-Embedding-0.6B on your own pairs, $PAIRS: `query`, `positive` and perhaps `negatives`.
 
-    python -m e5jax.train --config configs/qwen3_embedding_0_6b.py --data.train.0.path MY.jsonl
+    PAIRS=mine.jsonl python -m e5jax.train --config configs/qwen3_embedding_0_6b.py --workdir runs/mine
 
 The first 500 records are held out. The base is an embedder already: a short run at a small learning rate.
 """
+
+import os
 
 from e5jax.config import DataConfig, EvalSet, OptimConfig, PackingConfig, Pretrained, TrainConfig
 from e5jax.records import Source
@@ -13,7 +15,7 @@ TASK = "Given a web search query, retrieve relevant passages that answer the que
 
 
 def get_config() -> TrainConfig:
-    pairs = "data/pairs.jsonl"
+    pairs = os.environ.get("PAIRS", "data/pairs.jsonl")
     return TrainConfig(
         workdir="runs/qwen3_embedding_0_6b",
         steps=300,

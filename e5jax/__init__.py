@@ -1,4 +1,4 @@
-"""LLM text embedders in JAX: data, training, evaluation, export.
+"""LLM text embedders in JAX.
 
 Names are loaded when they are first used (PEP 562), so `import e5jax` alone brings in no JAX.
 """

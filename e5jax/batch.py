@@ -144,10 +144,11 @@ def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData
 
 def fit_shape(config: TrainConfig, train_data: TrainData, shards: int) -> BinShape:
     """The one shape of the run's batches, from batches all along the run; raises where one of them does not fit."""
-    steps = np.unique(np.linspace(0, config.steps - 1, min(config.steps, 256)).astype(int))
+    steps = np.unique(np.linspace(0, config.steps - 1, min(config.steps, 1000)).astype(int))
     sample = [texts_of(train_data.stores, train_data.examples[int(i)]).lengths for i in steps]
     packing = config.packing
-    shape = choose_shape(sample[:: max(1, len(sample) // 32)], shards, packing.chunks, packing.spare, packing.widths)
+    spread = [*sample[:: max(1, len(sample) // 32)], max(sample, key=np.sum)]
+    shape = choose_shape(spread, shards, packing.chunks, packing.spare, packing.widths)
     if shape is None or any(place(lengths, shape) is None for lengths in sample):
         raise UserError(
             f"batches of {min(map(sum, sample)):,} to {max(map(sum, sample)):,} tokens do not fit one shape: "

@@ -42,12 +42,12 @@ class Checkpoints:
         )
 
     def restore(self, step: int, params: nnx.State, opt_state):
-        """-> (params, opt_state) with the values of `step`, laid out as the arguments are."""
+        """-> (params, opt_state) of a step; the arguments are abstract: shapes, dtypes, layouts."""
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(nnx.to_pure_dict(params))),
-                opt_state=ocp.args.StandardRestore(_abstract(opt_state)),
+                params=ocp.args.StandardRestore(nnx.to_pure_dict(params)),
+                opt_state=ocp.args.StandardRestore(opt_state),
             ),
         )
         nnx.replace_by_pure_dict(params, restored["params"])
@@ -84,7 +84,8 @@ def digest(step_dir: Path) -> str:
     return tensors.digest_files(sorted(path for path in (step_dir / "params").rglob("*") if path.is_file()))
 
 
-def _abstract(tree):
+def abstract(tree):
+    """Shapes, dtypes and layouts of a tree of arrays, without the arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 

@@ -197,8 +197,8 @@ def profile_range(steps: str) -> tuple[int, int]:
     """`A:B` -> (A, B)."""
     first, _, last = steps.partition(":")
     _require(
-        first.isdigit() and last.isdigit() and int(first) < int(last),
-        f"profile_steps is A:B with A < B, got {steps!r}",
+        first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last),
+        f"profile_steps is A:B with 1 <= A <= B, got {steps!r}",
     )
     return int(first), int(last)
 
@@ -213,11 +213,16 @@ def load_config(path: str) -> Any:
         names = runpy.run_path(path)
         if "get_config" not in names:
             raise UserError(f"{path} has no get_config()")
-        return names["get_config"]()
-    except (TypeError, ValueError, SyntaxError, ImportError, NameError, AttributeError) as error:
-        raise UserError(f"{path}: {error}") from error
+        config = names["get_config"]()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a person's Python raises
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
+    if not dataclasses.is_dataclass(config):
+        raise UserError(f"{path}: get_config() returns {type(config).__name__}, not a TrainConfig")
+    return config
 
 
 def parse(argv: Sequence[str], prog: str) -> Any:

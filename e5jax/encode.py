@@ -16,11 +16,12 @@ from flax import nnx
 from e5jax import loss
 from e5jax.attention import Rows
 from e5jax.decoder import Decoder
+from e5jax.errors import UserError
 from e5jax.formats import Tokenizer, instruct
 from e5jax.packing import Bins, BinShape, Placement, best_fit, fill
 
 
-WIDTHS = (128, 512, 2048, 8192, 32_768)
+WIDTHS = (128, 512, 2048, 8192)
 BIN_TOKENS = 4096
 SHORTEST = 8  # a text takes at least this much of a row, which bounds the texts a bin can hold
 
@@ -88,18 +89,22 @@ class Encoder:
     dtype: jnp.dtype
 
     @classmethod
-    def load(cls, name: str, *, revision: str | None = None, max_length: int = 512) -> "Encoder":
+    def load(cls, name: str, *, revision: str | None = None, max_length: int | None = None) -> "Encoder":
         """From a workdir or one of its checkpoints, a Hugging Face directory or a hub name; adapters are merged.
 
-        Raises UserError where `name` is none of these or cannot be read.
+        `max_length` in tokens, special ones included; None: what it was trained with, else 512. Raises UserError where
+        `name` is none of these or cannot be read.
         """
         from e5jax.models import open_model  # models imports what trains, this is what serves
 
         opened = open_model(name, revision=revision, mesh=None, dtype=None)
+        max_length = max_length or opened.max_length or 512
+        if max_length > WIDTHS[-1]:
+            raise UserError(f"max_length {max_length}: texts of more than {WIDTHS[-1]} tokens cannot be encoded")
         return cls(
             model=opened.model,
             tokenizer=opened.tokenizer,
-            max_length=opened.max_length or max_length,
+            max_length=max_length,
             dtype=opened.dtype,
         )
 

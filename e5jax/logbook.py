@@ -20,13 +20,13 @@ class Logbook:
     def __init__(self, workdir: Path, restored: int | None, wandb_project: str | None):
         self.path = workdir / "metrics.jsonl"
         cut_back(self.path, restored)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=None if restored is None else restored + 1)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=(restored or 0) + (restored is not None))
         self._wandb = None
         if wandb_project is not None:
             import wandb  # optional
 
-            self._wandb = wandb.init(project=wandb_project, dir=workdir, id=workdir.name, resume="allow")
+            self._wandb = wandb.init(project=wandb_project, dir=workdir)
 
     def write(self, row: dict) -> None:
         """One row; `step` is required, other values are numbers."""
@@ -137,10 +137,13 @@ def draw_curves(rows: list[dict], baselines: dict[str, float], path: Path) -> No
                 color=color,
                 label=name,
             )
-            if name in baselines:
-                axes[1].axhline(baselines[name], color=color, linestyle="--", linewidth=1, label=f"{name}, BM25")
-        axes[1].set_ylim(0, 1)
-        axes[1].legend(fontsize=7, loc="best")
+        # One line of BM25 for all sets: one for each would hide the curves.
+        if baselines:
+            bm25 = sum(baselines.values()) / len(baselines)
+            label = "BM25" if len(baselines) == 1 else "BM25, mean"
+            axes[1].axhline(bm25, color="black", linestyle="--", linewidth=1, label=label)
+        axes[1].set_ylim(0, 1.2 if len(sets) > 3 else 1.1)  # room for the legend
+        axes[1].legend(fontsize=7, loc="upper left", ncols=1 if len(sets) < 4 else 3)
     axes[-1].set_title("real tokens a second")
     axes[-1].plot(steps, [row["tokens_per_second"] for row in train], color="tab:gray", linewidth=1)
     axes[-1].set_ylim(bottom=0)

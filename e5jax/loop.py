@@ -90,14 +90,16 @@ def run(
         clock.lap()  # evaluating is not training time
 
     asked = _Asked()
-    with asked.listening(), contextlib.closing(Progress(plan.steps, done)) as progress:
+    profile = _Profile(plan.profile, workdir / "profile")
+    with asked.listening(), contextlib.closing(profile), contextlib.closing(Progress(plan.steps, done)) as progress:
         if done == 0:
             evaluate(0)
         waiting = None  # the newest step, its metrics still on the devices
         for number, batch in enumerate(batches, start=done + 1):
             tokens = int(np.count_nonzero(batch.bins.segments_CST))
-            with _profiled(plan.profile, number, workdir / "profile"):
-                state, metrics = parts.step(state, frozen, parts.to_devices(batch))
+            profile.before(number)
+            state, metrics = parts.step(state, frozen, parts.to_devices(batch))
+            profile.after(number, metrics)
             if waiting is not None:  # a step's loss is read only when the next one is under way
                 record(*waiting)
             waiting = (number, metrics, tokens)
@@ -165,12 +167,23 @@ class _Asked:
         self.signal = number
 
 
-@contextlib.contextmanager
-def _profiled(steps: tuple[int, int] | None, number: int, directory: Path):
-    """Trace the steps first … last; the trace ends when the last one has really run."""
-    if steps and number == steps[0]:
-        jax.profiler.start_trace(directory)
-    yield
-    if steps and number == steps[1]:
-        jax.effects_barrier()
-        jax.profiler.stop_trace()
+class _Profile:
+    """An XProf trace of the steps first … last (None: of none)."""
+
+    def __init__(self, steps: tuple[int, int] | None, directory: Path):
+        self._steps, self._directory, self._on = steps, directory, False
+
+    def before(self, number: int) -> None:
+        if self._steps and not self._on and self._steps[0] <= number <= self._steps[1]:
+            jax.profiler.start_trace(self._directory)
+            self._on = True
+
+    def after(self, number: int, metrics) -> None:
+        if self._on and number == self._steps[1]:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False

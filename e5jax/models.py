@@ -14,6 +14,7 @@ from e5jax.decoder import Decoder, DecoderConfig
 from e5jax.errors import UserError
 from e5jax.formats import Tokenizer
 from e5jax.sharding import shardings
+from e5jax.tensors import read_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,12 +39,14 @@ def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp
 
     Raises UserError where `name` is no model or its files cannot be used.
     """
-    if workdirs.is_run(Path(name)) or workdirs.is_run(Path(name).parent.parent):
-        return _open_run(Path(name), mesh, dtype)
-    directory = hf.resolve(name, revision)
+    path = Path(name).expanduser()
+    if workdirs.is_run(path) or (path.parent.name == "checkpoints" and workdirs.is_run(path.parent.parent)):
+        return _open_run(path, mesh, dtype)
+    directory = path if path.is_dir() else hf.resolve(name, revision)
     if (directory / "adapter_config.json").is_file():
         return _open_peft(directory, mesh, dtype)
     files = hf.read_config(directory)
+    check_pooling(directory)
     dtype = jnp.dtype(dtype or files.dtype)
     return OpenedModel(
         model=read_weights(directory, files.decoder, mesh, dtype),
@@ -52,6 +55,18 @@ def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp
         max_length=None,
         digest=hf.digest(directory),
     )
+
+
+def check_pooling(directory: Path) -> None:
+    """UserError where a sentence-transformers folder asks for another pooling than the last token."""
+    path = directory / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return
+    raw = read_json(path)
+    asked = {raw[key] for key in ("pooling_mode",) if key in raw}
+    asked |= {key.removeprefix("pooling_mode_") for key, on in raw.items() if key.startswith("pooling_mode_") and on}
+    if asked - {"lasttoken"}:
+        raise UserError(f"{path}: pooling {', '.join(sorted(asked))}; only the last token's is here so far")
 
 
 def read_weights(directory: Path, cfg: DecoderConfig, mesh: Mesh | None, dtype) -> Decoder:
@@ -66,6 +81,8 @@ def read_weights(directory: Path, cfg: DecoderConfig, mesh: Mesh | None, dtype) 
 def _open_peft(directory, mesh, dtype):
     """An adapter in PEFT's format, merged into the base that it names."""
     config = peft_format.read_adapter_config(directory)
+    if config.base is None:
+        raise UserError(f"{directory / 'adapter_config.json'}: base_model_name_or_path names no model")
     base = open_model(config.base, revision=None, mesh=mesh, dtype=dtype)
     has_tokenizer = (directory / "tokenizer.json").is_file()
     return dataclasses.replace(

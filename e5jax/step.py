@@ -11,10 +11,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from e5jax import checkpoint, lora, loss
+from e5jax import checkpoint, lora, loss, workdir
 from e5jax.attention import Rows
 from e5jax.batch import Batch
-from e5jax.config import TrainConfig
+from e5jax.config import TrainConfig, to_json
 from e5jax.decoder import Decoder, DecoderConfig
 from e5jax.errors import UserError
 from e5jax.sharding import constrain, shardings
@@ -108,24 +108,31 @@ def place_model(config: TrainConfig, cfg: DecoderConfig, base: Decoder | None, m
     return Trainable(graphdef=graphdef, params=params, frozen=frozen)
 
 
-def start_from(run: str, params: nnx.State) -> nnx.State:
-    """The parameters of another run's newest step, for a new run of the same shape."""
-    _, step_dir = checkpoint.find_step(Path(run))
-    wanted = nnx.to_pure_dict(params)
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
-    try:
-        nnx.replace_by_pure_dict(params, checkpoint.read_params(step_dir, wanted))
-    except (ValueError, KeyError) as error:
-        raise UserError(f"init_from {step_dir}: its parameters have another shape: {error}") from error
+def start_from(run: str, config: TrainConfig, cfg: DecoderConfig, facts: dict, params: nnx.State) -> nnx.State:
+    """The parameters of another run's newest step. UserError where that run has another model under them."""
+    other, step_dir = checkpoint.find_step(Path(run).expanduser())
+    stored = workdir.read_config(other)
+    wanted = {
+        "its decoder": (stored["run"]["decoder"], dataclasses.asdict(cfg)),
+        "its tokenizer": (stored["run"]["tokenizer"], facts["tokenizer"]),
+        "its base": (stored["run"]["base"], facts["base"]),
+        "lora": (stored["lora"], to_json(config)["lora"]),
+    }
+    if facts["base"] is None and config.lora is not None:  # a random base is made from the seed
+        wanted["seed"] = (stored["seed"], config.seed)
+    if different := [name for name, (theirs, mine) in wanted.items() if theirs != mine]:
+        raise UserError(f"init_from {other}: {', '.join(different)} differs from this run's")
+    values = checkpoint.read_params(step_dir, checkpoint.abstract(nnx.to_pure_dict(params)))
+    nnx.replace_by_pure_dict(params, values)
     return params
 
 
 def init_state(params: nnx.State, optimizer, mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """A fresh state around the parameters, and its layout."""
+    """A fresh state around the parameters (whose buffers it takes over), and its layout."""
 
     def fresh(params):
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     layout = shardings(jax.eval_shape(fresh, params), mesh)
     # Without out_shardings the Adam moments would be replicated, and the step compiled twice.
-    return jax.jit(fresh, out_shardings=layout)(params), layout
+    return jax.jit(fresh, out_shardings=layout, donate_argnums=0)(params), layout

@@ -5,6 +5,7 @@ config → mesh, model, data, the one shape of a batch → for each step: batch 
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from e5jax import checkpoint, flops, formats, heldout, loop, lora, models
 from e5jax import config as configs
 from e5jax import workdir as workdirs
 from e5jax.batch import TrainData, fit_shape, prepare_data
+from e5jax.checkpoint import abstract
 from e5jax.config import FromScratch, Pretrained, TrainConfig
 from e5jax.decoder import PROJECTIONS, Decoder, DecoderConfig
 from e5jax.errors import UserError
@@ -38,6 +40,10 @@ def train(config: TrainConfig) -> dict[str, float]:
 
     Raises UserError for what the user can mend, NonFiniteLossError where training broke down.
     """
+    if jax.process_count() > 1:
+        raise UserError("several processes are not supported so far: run one with all devices")
+    if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError("wandb_project is set, but wandb is not installed: pip install wandb")
     mesh = make_mesh(config.mesh)
     shards = shard_count(mesh)
     if config.batch_size % shards:
@@ -47,13 +53,13 @@ def train(config: TrainConfig) -> dict[str, float]:
     workdir = Path(config.workdir).expanduser()
     workdirs.check_new_or_run(workdir)
 
-    base, cfg, tokenizer, base_digest = open_base(config, mesh)
-    train_data = prepare_data(config, tokenizer)
     on_bad_record = config.data.on_bad_record
     heldouts = [heldout.load(s.name, s.sources, s.pool, on_bad_record) for s in config.eval]
+    base, cfg, tokenizer, base_digest = open_base(config, mesh)
+    train_data = prepare_data(config, tokenizer)
     facts = {"data": train_data.fingerprint, "tokenizer": tokenizer.digest, "base": base_digest}
     stored = workdirs.check_resumable(workdir, config, facts)
-    shape = workdirs.stored_shape(stored, shards) or fit_shape(config, train_data, shards)
+    shape = workdirs.stored_shape(workdir, config, shards) or fit_shape(config, train_data, shards)
 
     with jax.set_mesh(mesh):
         model = place_model(config, cfg, base, mesh)
@@ -63,25 +69,30 @@ def train(config: TrainConfig) -> dict[str, float]:
         optimizer = adamw(
             schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, clip_norm=optim.clip_norm
         )
-        params = start_from(config.init_from, model.params) if config.init_from else model.params
+        params, frozen, graphdef = model.params, model.frozen, model.graphdef
+        del model
+        if config.init_from and stored is None:
+            params = start_from(config.init_from, config, cfg, facts, params)
         state, layout = init_state(params, optimizer, mesh)
+        del params
 
         if stored is None:
-            frozen = nnx.to_pure_dict(model.frozen)
-            workdirs.create(workdir, config, cfg, facts, shape, tokenizer, frozen)
-        elif config.extend:
+            workdirs.create(workdir, config, cfg, facts, shape, tokenizer, nnx.to_pure_dict(frozen))
+        else:
             workdirs.write_config(workdir, config, cfg, facts, shape)
         with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
             done = checkpoints.latest()
             if done is not None:
-                params, opt_state = checkpoints.restore(done, state.params, state.opt_state)
-                count = jax.device_put(jnp.int32(done), replicated(mesh))
-                state = TrainState(count, params, opt_state)
+                like = abstract(state)
+                del state  # its memory is wanted
+                params, opt_state = checkpoints.restore(done, like.params, like.opt_state)
+                state = TrainState(jax.device_put(jnp.int32(done), replicated(mesh)), params, opt_state)
+                del params, opt_state
                 print(f"{workdir}: going on after step {done}", flush=True)
 
             dtype = jnp.dtype(config.model.dtype)
             step = make_step(
-                model.graphdef,
+                graphdef,
                 optimizer,
                 shape.rows,
                 temperature=config.temperature,
@@ -90,9 +101,7 @@ def train(config: TrainConfig) -> dict[str, float]:
                 dropout_rate=config.lora.dropout if config.lora else 0.0,
                 seed=config.seed,
             )
-            evaluator = Evaluator.make(
-                model.graphdef, heldouts, tokenizer, config.data.max_length, cfg.dim, shards, dtype
-            )
+            evaluator = Evaluator.make(graphdef, heldouts, tokenizer, config.data.max_length, cfg.dim, shards, dtype)
             work = flops.train_flops_per_token(cfg, adapters_only=config.lora is not None)
             parts = loop.Parts(
                 step=jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh))),
@@ -111,7 +120,7 @@ def train(config: TrainConfig) -> dict[str, float]:
             describe(config, cfg, state.params, shape, train_data, mesh)
             batches = train_data.batches(done or 0, config.steps, shape)
             with contextlib.closing(Logbook(workdir, done, config.wandb_project)) as logbook:
-                loop.run(plan, parts, state, model.frozen, batches, done or 0, workdir, logbook, checkpoints)
+                loop.run(plan, parts, state, frozen, batches, done or 0, workdir, logbook, checkpoints)
     return report(workdir, heldouts)
 
 

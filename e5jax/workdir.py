@@ -7,6 +7,8 @@ D/checkpoints/    D/metrics.jsonl  D/tensorboard/  D/curves.png  D/results.md
 
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 
 import e5jax
@@ -27,6 +29,8 @@ MAY_CHANGE = (
     "mesh",
     "extend",
     "profile_steps",
+    "packing",
+    "remat",
     "wandb_project",
     "data.cache",
 )
@@ -48,6 +52,8 @@ def is_run(workdir: Path) -> bool:
 
 def check_new_or_run(workdir: Path) -> None:
     """UserError where a run can neither start nor go on: nothing of the user's is written over."""
+    if "://" in str(workdir) or ":/" in str(workdir):
+        raise UserError(f"{workdir}: a workdir is a local folder so far")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: choose another --workdir")
     if workdir.exists() and any(workdir.iterdir()) and not is_run(workdir):
@@ -71,7 +77,7 @@ def check_resumable(workdir: Path, config: TrainConfig, facts: dict) -> dict | N
     if not changed:
         reasons = [f"{what} changed since" for fact, what in FACTS.items() if facts[fact] != stored["run"][fact]]
     if reasons:
-        hint = "; --extend allows more steps" if changed == ["steps"] else ""
+        hint = "; --extend allows more steps" if changed == ["steps"] and config.steps > stored["steps"] else ""
         raise UserError(
             f"{workdir} holds another run: {'; '.join(reasons)}{hint}. Choose another --workdir, or remove this one"
         )
@@ -90,11 +96,15 @@ def _flat(tree, prefix: str = "") -> dict:
     }
 
 
-def stored_shape(run: dict | None, shards: int) -> BinShape | None:
-    """The batch shape a run started with; None where there is none for this many shards."""
-    if run is None or run["shape"]["shards"] != shards:
+def stored_shape(workdir: Path, config: TrainConfig, shards: int) -> BinShape | None:
+    """The batch shape of the run in `workdir`; None where it has none for this packing and this many shards."""
+    if not is_run(workdir):
         return None
-    return BinShape(**{**run["shape"], "rows": tuple(map(tuple, run["shape"]["rows"]))})
+    stored = read_config(workdir)
+    shape = stored["run"]["shape"]
+    if shape["shards"] != shards or stored["packing"] != configs.to_json(config.packing):
+        return None
+    return BinShape(**{**shape, "rows": tuple(map(tuple, shape["rows"]))})
 
 
 def create(
@@ -107,11 +117,19 @@ def create(
     frozen: dict,
 ) -> None:
     """All that a later command needs to use this run, written before the first step."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(workdir / "tokenizer")
-    if isinstance(config.model, FromScratch) and config.lora is not None:
-        hf.save(frozen, cfg, config.model.dtype, workdir / "base")
-    write_config(workdir, config, cfg, facts, shape)
+    # Made beside its place and renamed when whole: a run that was killed here has not begun.
+    partial = workdir.with_name(f".{workdir.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        tokenizer.save(partial / "tokenizer")
+        if isinstance(config.model, FromScratch) and config.lora is not None:
+            hf.save(frozen, cfg, config.model.dtype, partial / "base")
+        write_config(partial, config, cfg, facts, shape)
+        partial.replace(workdir)  # over an empty folder, too
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_config(workdir: Path, config: TrainConfig, cfg: DecoderConfig, facts: dict, shape: BinShape) -> None:

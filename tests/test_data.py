@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.test_formats import tiny_tokenizer
 
 from e5jax import data
 from e5jax.errors import UserError
 from e5jax.formats import Tokenizer, instruct
 from e5jax.records import Source
+from tests.test_formats import tiny_tokenizer
 
 
 BAD = "{broken"

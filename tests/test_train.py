@@ -290,3 +290,38 @@ def test_one_step_is_compiled_for_a_whole_run(tmp_path, cache, monkeypatch):
     training.train(tiny_config(tmp_path / "run", cache, eval=()))
     steps = [f for f in made if f.__wrapped__.__name__ == "step"]
     assert len(steps) == 1 and steps[0]._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"seed": 1}, "seed"), ({"lora": LoraConfig(rank=3)}, "lora"), ({"lora": None}, "lora")],
+)
+def test_adapters_of_another_model_are_refused(tmp_path, finished_lora, cache, change, said):
+    config = tiny_config(tmp_path / "run", cache, lora=LoraConfig(rank=2, alpha=4.0), init_from=str(finished_lora))
+    with pytest.raises(UserError, match=f"init_from .*{said}"):
+        training.train(dataclasses.replace(config, **change))
+
+
+def test_packing_and_remat_may_change_when_a_run_goes_on(tmp_path, cache, finished):
+    config = tiny_config(tmp_path / "run", cache, steps=4, eval=())
+    training.train(config)
+    more = dataclasses.replace(config, steps=6, extend=True, remat=True, packing=PackingConfig(widths=(48,), chunks=1))
+    training.train(more)
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["shape"]["chunks"] == 1
+
+
+def test_a_workdir_that_is_a_url_is_refused_before_anything_is_done(cache):
+    with pytest.raises(UserError, match="local folder"):
+        training.train(tiny_config("gs://bucket/run", cache))
+
+
+def test_a_run_killed_while_its_folder_was_made_has_not_begun(tmp_path, cache, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("e5jax.workdir.write_config", killed)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(tiny_config(tmp_path / "run", cache, steps=1, eval=()))
+    assert list(tmp_path.iterdir()) == []

@@ -166,7 +166,7 @@ def describe(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; exits 0, 2 (the user can mend it) or 1 (it failed)."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("e5jax").setLevel(logging.INFO)
     try:
         train(configs.parse(sys.argv[1:] if argv is None else argv, "python -m e5jax.train"))

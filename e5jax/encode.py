@@ -66,16 +66,21 @@ def _pack_width(texts, lengths, text, shards, width):
 
 
 def encode_tokens(
-    embed: Callable[[Bins, Rows], jax.Array],
+    run: Callable[[Bins, Rows], jax.Array],
     texts: Sequence[np.ndarray],
     dim: int,
     shards: int,
 ) -> np.ndarray:
-    """Token ids of each text -> float32 [len(texts), dim], in input order. `embed` is a jitted `loss.encode`."""
+    """Token ids of each text -> float32 [len(texts), dim], in input order; `run(bins, rows)` is `embed` of a model.
+
+    Raises UserError for a text longer than the widest row.
+    """
     vectors = np.zeros((len(texts), dim), np.float32)
     lengths = np.array([len(t) for t in texts], np.int64)
+    if lengths.max(initial=0) > WIDTHS[-1]:
+        raise UserError(f"a text of {lengths.max():,} tokens cannot be encoded: at most {WIDTHS[-1]:,}")
     for bins, rows, which, at in pack_corpus(lengths, texts.__getitem__, shards):
-        vectors[which] = np.asarray(embed(bins, rows))[at]
+        vectors[which] = np.asarray(run(bins, rows))[at]
     return vectors
 
 
@@ -118,14 +123,15 @@ class Encoder:
             texts = [instruct(instruction, text) for text in texts]
         ids = self.tokenizer.encode(texts, self.max_length) if texts else []
         graphdef, state = nnx.split(self.model)
-        embed = lambda bins, rows: _embed(graphdef, state, bins, rows, self.dtype)
-        return encode_tokens(embed, ids, self.model.cfg.dim, shards=1)
+        run = lambda bins, rows: embed(graphdef, (state,), bins, rows, self.dtype)
+        return encode_tokens(run, ids, self.model.cfg.dim, shards=1)
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
-def _embed(graphdef, state, bins, rows, dtype):
+def embed(graphdef, weights: tuple, bins: Bins, rows: Rows, dtype: jnp.dtype) -> jax.Array:
+    """`loss.encode` for use: no dropout, nothing kept. `weights`: the states that make up the model."""
     return loss.encode(
-        nnx.merge(graphdef, state),
+        nnx.merge(graphdef, *weights),
         bins,
         rows,
         dtype=dtype,

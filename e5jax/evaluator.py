@@ -2,15 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
-from flax import nnx
 
-from e5jax import heldout, loss
-from e5jax.encode import encode_tokens
+from e5jax import heldout
+from e5jax.encode import embed, encode_tokens
 from e5jax.logbook import draw_curves, read_rows
 
 
@@ -26,20 +23,9 @@ class Evaluator:
     def make(cls, graphdef, heldouts, tokenizer, max_length, dim, shards, dtype) -> "Evaluator":
         """Tokenises the sets once."""
 
-        @partial(jax.jit, static_argnums=3)
-        def embed(params, frozen, bins, rows):
-            return loss.encode(
-                nnx.merge(graphdef, params, frozen),
-                bins,
-                rows,
-                dtype=dtype,
-                remat=False,
-                dropout_rate=0.0,
-                dropout_key=None,
-            )
-
         def encode(params, frozen, texts):
-            return encode_tokens(lambda bins, rows: embed(params, frozen, bins, rows), texts, dim, shards)
+            run = lambda bins, rows: embed(graphdef, (params, frozen), bins, rows, dtype)
+            return encode_tokens(run, texts, dim, shards)
 
         tokens = [
             (tokenizer.encode(h.instructed, max_length), tokenizer.encode(h.passages, max_length)) for h in heldouts

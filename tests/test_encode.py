@@ -90,8 +90,8 @@ def test_an_adapter_in_peft_s_format_is_merged_into_the_base_it_names(folder, tm
     adapted = e5jax.Encoder.load(str(tmp_path / "adapter"))
     beside = peft_format.load_adapter(tmp_path / "adapter", encoder.model)
     graphdef, state = nnx.split(beside)
-    embed = lambda bins, rows: encode._embed(graphdef, state, bins, rows, jnp.dtype("float32"))
-    unmerged = encode.encode_tokens(embed, encoder.tokenizer.encode(TEXTS, 512), CFG.dim, shards=1)
+    run = lambda bins, rows: encode.embed(graphdef, (state,), bins, rows, jnp.dtype("float32"))
+    unmerged = encode.encode_tokens(run, encoder.tokenizer.encode(TEXTS, 512), CFG.dim, shards=1)
     np.testing.assert_allclose(adapted.encode(TEXTS), unmerged, atol=1e-5)
     assert np.abs(unmerged - encoder.encode(TEXTS)).max() > 0.01
 

@@ -69,12 +69,16 @@ def read_params(step_dir: Path, abstract: dict) -> dict:
         return checkpointer.restore(step_dir.resolve() / "params", abstract)
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps that a workdir holds checkpoints of, in order."""
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
+
+
 def find_step(path: Path) -> tuple[Path, Path]:
     """A workdir (its newest step) or one step's directory -> (workdir, step directory)."""
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path.parent.parent, path
-    steps = sorted(int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit())
-    if not steps:
+    if not (steps := saved_steps(path)):
         raise UserError(f"{path} holds no checkpoint yet: train it first, or name another directory")
     return path, path / "checkpoints" / str(steps[-1])
 

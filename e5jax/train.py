@@ -71,7 +71,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         )
         params, frozen, graphdef = model.params, model.frozen, model.graphdef
         del model
-        if config.init_from and stored is None:
+        if config.init_from and not checkpoint.saved_steps(workdir):
             params = start_from(config.init_from, config, cfg, facts, params)
         state, layout = init_state(params, optimizer, mesh)
         del params

@@ -52,7 +52,7 @@ def is_run(workdir: Path) -> bool:
 
 def check_new_or_run(workdir: Path) -> None:
     """UserError where a run can neither start nor go on: nothing of the user's is written over."""
-    if "://" in str(workdir) or ":/" in str(workdir):
+    if ":/" in str(workdir):  # a Path has one of a URL's two slashes
         raise UserError(f"{workdir}: a workdir is a local folder so far")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: choose another --workdir")

@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "Encoder": "e5jax.encode",
+    "Encoder": "e5jax.encoder",
     "TrainConfig": "e5jax.config",
     "UserError": "e5jax.errors",
 }

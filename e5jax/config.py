@@ -193,6 +193,114 @@ class TrainConfig:
             profile_range(self.profile_steps)
 
 
+@frozen
+class EncodeConfig:
+    """Texts -> vectors on disk: .npy shards and an index of ids."""
+
+    model: str
+    """A workdir or one of its checkpoints, a Hugging Face or sentence-transformers folder, an adapter, a hub name."""
+    input: str
+    """.jsonl, .parquet (or a folder of them), a TFDS dataset folder, any other file: a text a line; - reads lines
+    from standard input."""
+    output: str
+    """A folder; one that holds a part of this very job is gone on with."""
+    field: str | None = None
+    """The field with the text; None: `text`, behind its `title` where there is one, as BEIR's corpora have it."""
+    id_field: str | None = None
+    """The field with the id; None: `_id` or `id` where there is one, else the number of the text, from 0."""
+    split: str = "train"
+    """Split of a TFDS dataset."""
+    instruction: str | None = None
+    """Put in front of every text, as the model's files want it: for queries, not for passages."""
+    task: str | None = None
+    """Take the instruction of this task (an MTEB name) from the prompt table."""
+    max_length: int | None = None
+    """Tokens of a text, special ones included; None: what the model was trained with, else 512."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the products; None: as the weights are stored."""
+    dims: int | None = None
+    """Keep the first so many dimensions and make the length one again (Matryoshka)."""
+    quantize: Literal["int8", "binary"] | None = None
+    """int8: each vector scaled so that its largest component is ±127. binary: the signs, eight to a byte."""
+    shard_size: int = 16_384
+    """Texts of a shard, which is also the window that is sorted by length and what an interruption costs."""
+    part: str | None = None
+    """I/N: this process takes every N-th shard, from the I-th (0 to N-1). None: as jax.distributed has it."""
+
+    def __post_init__(self):
+        _require(self.instruction is None or self.task is None, "give --instruction or --task, not both")
+        _require(self.shard_size > 0, f"shard_size must be positive, got {self.shard_size}")
+        _require(self.dims is None or self.dims > 0, f"dims must be positive, got {self.dims}")
+        if self.part is not None:
+            part_of(self.part)
+
+
+def part_of(part: str) -> tuple[int, int]:
+    """`I/N` -> (I, N)."""
+    i, _, n = part.partition("/")
+    _require(i.isdigit() and n.isdigit() and int(i) < int(n), f"part is I/N with 0 <= I < N, got {part!r}")
+    return int(i), int(n)
+
+
+@frozen
+class EvaluateConfig:
+    """Models and tasks -> a table of results."""
+
+    output: str
+    """A folder for results.json, results.md and the picture; results already in it are not computed again."""
+    model: tuple[str, ...] = ()
+    """One or more of: what `Encoder.load` takes, bm25, or sentence-transformers:NAME."""
+    tasks: tuple[str, ...] = ()
+    """Local tasks (stsb-en, xquad-de, tatoeba-fra, banking77, or a folder of your own), passkey, any mteb task or
+    benchmark name."""
+    data_dir: str | None = None
+    """Folder of local tasks; None: $E5JAX_DATA."""
+    prompts: str | None = None
+    """A JSON file {task: instruction}, or none; None: the built-in table, for models whose files ask for
+    instructions."""
+    max_length: int | None = None
+    """Tokens of a text, special ones included; None: what the model was trained with, else 512."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the products; None: as the weights are stored."""
+    window: int | None = None
+    """Another sliding window than the model's; 0: none."""
+    rope_theta: float | None = None
+    """Another base of the rotary angles than the model's."""
+    passkey_lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+    """Tokens of the documents of the passkey task."""
+    paper: dict[str, float] = dataclasses.field(default_factory=dict)
+    """{task: score in percent} as published, shown beside what was measured."""
+    compare: tuple[str, str] | None = None
+    """Two results folders of earlier evaluations: differences of their scores with paired bootstrap intervals."""
+
+    def __post_init__(self):
+        wanted = self.compare is not None or (len(self.model) > 0 and len(self.tasks) > 0)
+        _require(wanted, "give --model and --tasks, or --compare A B")
+        _require(self.window is None or self.window >= 0, f"window must not be negative, got {self.window}")
+        _require(self.rope_theta is None or self.rope_theta > 0, f"rope_theta must be positive, got {self.rope_theta}")
+        _require(min(self.passkey_lengths, default=64) >= 64, "passkey_lengths: a document takes at least 64 tokens")
+
+
+@frozen
+class ExportConfig:
+    """A trained model -> a folder for transformers, PEFT, sentence-transformers, TEI and vLLM."""
+
+    checkpoint: str
+    """A workdir or one of its checkpoints; or any other model that `Encoder.load` takes."""
+    output: str
+    """A new folder."""
+    form: Literal["merged", "adapter"] = "merged"
+    """merged: a whole model; adapter: PEFT's files, beside the base they name."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Dtype of the merged weights; None: as trained."""
+    results: str | None = None
+    """A results.json of `python -m e5jax.evaluate` for the model card."""
+    license: str | None = None
+    """Licence for the model card, as the hub spells it (apache-2.0)."""
+    push_to_hub: str | None = None
+    """Also upload to this repository (OWNER/NAME); the token comes from HF_TOKEN."""
+
+
 def profile_range(steps: str) -> tuple[int, int]:
     """`A:B` -> (A, B)."""
     first, _, last = steps.partition(":")
@@ -221,28 +329,32 @@ def load_config(path: str) -> Any:
     finally:
         sys.path.pop(0)
     if not dataclasses.is_dataclass(config):
-        raise UserError(f"{path}: get_config() returns {type(config).__name__}, not a TrainConfig")
+        raise UserError(f"{path}: get_config() returns {type(config).__name__}, not a config of e5jax")
     return config
 
 
-def parse(argv: Sequence[str], prog: str) -> Any:
+def parse(argv: Sequence[str], prog: str, config_type: type, needs_file: bool) -> Any:
     """`--config configs/x.py --optim.peak-lr 1e-4` -> a validated config. Exits with 2 on a wrong word."""
     files = argparse.ArgumentParser(add_help=False, prog=prog)
     files.add_argument("--config", metavar="FILE.py")
     known, rest = files.parse_known_args(argv)
-    if known.config is None:
-        asked = {"-h", "--help"} & set(rest)
-        print(
-            f"usage: {prog} --config FILE.py [--FIELD VALUE ...]\n\n"
-            "FILE.py has get_config(); configs/ holds some to start from.\n"
-            f"{prog} --config FILE.py --help lists its fields.",
-            file=sys.stdout if asked else sys.stderr,
-        )
-        sys.exit(0 if asked else 2)
-    default = load_config(known.config)
     # tyro suggests the right name for `--nmae value`, but not for `--nmae=value`.
     rest = [part for arg in rest for part in (arg.split("=", 1) if arg[:2] == "--" else [arg])]
-    return tyro.cli(type(default), default=default, args=rest, prog=f"{prog} --config {known.config}")
+    if known.config is not None:
+        default = load_config(known.config)
+        if not isinstance(default, config_type):
+            raise UserError(f"{known.config}: {type(default).__name__} is for another command than {prog}")
+        return tyro.cli(type(default), default=default, args=rest, prog=f"{prog} --config {known.config}")
+    if not needs_file:
+        return tyro.cli(config_type, args=rest, prog=prog)
+    asked = {"-h", "--help"} & set(rest)
+    print(
+        f"usage: {prog} --config FILE.py [--FIELD VALUE ...]\n\n"
+        "FILE.py has get_config(); configs/ holds some to start from.\n"
+        f"{prog} --config FILE.py --help lists its fields.",
+        file=sys.stdout if asked else sys.stderr,
+    )
+    sys.exit(0 if asked else 2)
 
 
 def to_json(config: Any) -> dict:

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The two ways for a command to end badly: the user can mend it, or the work itself broke down."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message says what is wrong, where (file:line or field) and what to do. Commands print it without a
     traceback and exit with 2.
     """
+
+
+class FailedError(RuntimeError):
+    """The work itself broke down; commands print it and exit with 1."""

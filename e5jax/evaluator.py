@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from e5jax import heldout
-from e5jax.encode import embed, encode_tokens
+from e5jax.encoder import embed, encode_tokens
 from e5jax.logbook import draw_curves, read_rows
 
 

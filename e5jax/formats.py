@@ -22,9 +22,28 @@ from e5jax.errors import UserError
 BOS, EOS = "<s>", "</s>"
 
 
+INSTRUCT = "Instruct: {task}\nQuery: "  # equation 1 of the paper
+
+
 def instruct(task: str | None, query: str) -> str:
-    """The query under its instruction (equation 1 of the paper); bare where there is no task."""
-    return query if task is None else f"Instruct: {task}\nQuery: {query}"
+    """The query under its instruction; bare where there is no task."""
+    return query if task is None else INSTRUCT.replace("{task}", task) + query
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What a model's own files want in front of its texts."""
+
+    query: str | None
+    """In front of queries; `{task}` in it is where the instruction goes. None: they ask for nothing."""
+    passage: str = ""
+    """In front of passages; the paper's models read them bare."""
+
+    def before_query(self, task: str | None) -> str:
+        """What goes in front of a query; without a task, of a model that takes one, nothing."""
+        if task is not None:
+            return (self.query if self.query and "{task}" in self.query else INSTRUCT).replace("{task}", task)
+        return "" if self.query is None or "{task}" in self.query else self.query
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

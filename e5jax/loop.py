@@ -15,10 +15,11 @@ import numpy as np
 from e5jax import checkpoint
 from e5jax.batch import Batch
 from e5jax.checkpoint import Checkpoints
+from e5jax.errors import FailedError
 from e5jax.logbook import Logbook, Progress
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FailedError):
     """The loss or the gradient is not a number; the run stopped before saving it."""
 
 

@@ -12,7 +12,7 @@ from e5jax import checkpoint, hf, lora, peft_format
 from e5jax import workdir as workdirs
 from e5jax.decoder import Decoder, DecoderConfig
 from e5jax.errors import UserError
-from e5jax.formats import Tokenizer
+from e5jax.formats import INSTRUCT, Prompts, Tokenizer
 from e5jax.sharding import shardings
 from e5jax.tensors import read_json
 
@@ -27,6 +27,8 @@ class OpenedModel:
     max_length: int | None
     """What it was trained with; None where its files do not say."""
     digest: str
+    prompts: Prompts
+    """What its files want in front of texts."""
 
 
 def abstract(cfg: DecoderConfig, dtype: jnp.dtype):
@@ -54,6 +56,7 @@ def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp
         dtype=dtype,
         max_length=None,
         digest=hf.digest(directory),
+        prompts=Prompts(query=None),
     )
 
 
@@ -121,6 +124,7 @@ def _open_run(path, mesh, dtype):
         dtype=dtype,
         max_length=config["data"]["max_length"],
         digest=checkpoint.digest(step_dir),
+        prompts=Prompts(query=INSTRUCT),
     )
 
 

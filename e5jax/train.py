@@ -7,7 +7,6 @@ config → mesh, model, data, the one shape of a batch → for each step: batch 
 import contextlib
 import importlib.util
 import json
-import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from e5jax import checkpoint, flops, formats, heldout, loop, lora, models
+from e5jax import checkpoint, command, flops, formats, heldout, loop, lora, models
 from e5jax import config as configs
 from e5jax import workdir as workdirs
 from e5jax.batch import TrainData, fit_shape, prepare_data
@@ -33,6 +32,9 @@ from e5jax.optim import adamw, learning_rate
 from e5jax.packing import BinShape
 from e5jax.sharding import batch_shardings, make_mesh, replicated, shard_count
 from e5jax.step import TrainState, init_state, make_step, place_model, start_from
+
+
+PROG = "python -m e5jax.train"
 
 
 def train(config: TrainConfig) -> dict[str, float]:
@@ -165,18 +167,8 @@ def describe(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; exits 0, 2 (the user can mend it) or 1 (it failed)."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("e5jax").setLevel(logging.INFO)
-    try:
-        train(configs.parse(sys.argv[1:] if argv is None else argv, "python -m e5jax.train"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except loop.NonFiniteLossError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """The command."""
+    return command.main(lambda argv: train(configs.parse(argv, PROG, TrainConfig, needs_file=True)), argv)
 
 
 if __name__ == "__main__":

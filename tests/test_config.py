@@ -34,7 +34,7 @@ def test_every_config_loads_and_is_plain_json(path, monkeypatch):
     config = configs.load_config(str(path))
     assert isinstance(config, configs.TrainConfig)
     assert json.loads(json.dumps(configs.to_json(config))) == configs.to_json(config)
-    assert configs.parse(["--config", str(path)], "train") == config
+    assert configs.parse(["--config", str(path)], "train", configs.TrainConfig, needs_file=True) == config
 
 
 def test_the_paper_s_numbers_stand_in_its_config():
@@ -48,7 +48,9 @@ def test_the_paper_s_numbers_stand_in_its_config():
 
 def test_overrides_reach_every_depth():
     argv = ["--config", QUICKSTART, "--steps", "7", "--optim.peak-lr=2e-4", "--model.decoder.window", "32"]
-    config = configs.parse([*argv, "--data.train.0.path", "mine.jsonl", "--eval-every", "3"], "train")
+    config = configs.parse(
+        [*argv, "--data.train.0.path", "mine.jsonl", "--eval-every", "3"], "train", configs.TrainConfig, needs_file=True
+    )
     assert (config.steps, config.optim.peak_lr, config.model.decoder.window) == (7, 2e-4, 32)
     assert config.data.train[0].path == "mine.jsonl" and config.eval_every == 3
 

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 import e5jax
-from e5jax import encode, formats, heldout, hf, lora, peft_format
+from e5jax import encoder as encoders
+from e5jax import formats, heldout, hf, lora, peft_format
 from e5jax.decoder import Decoder, DecoderConfig
 from e5jax.errors import UserError
 from e5jax.records import Source
@@ -74,7 +75,7 @@ def test_many_short_texts_use_few_shapes(encoder):
     lengths = rng.integers(1, 513, 3000)
     tokens = [np.full(n, 7, np.int32) for n in lengths]
     shapes, seen = set(), []
-    for bins, rows, which, _ in encode.pack_corpus(lengths, tokens.__getitem__, shards=2):
+    for bins, rows, which, _ in encoders.pack_corpus(lengths, tokens.__getitem__, shards=2):
         shapes.add((rows, bins.tokens_CST.shape, bins.last_CSN.shape))
         seen.extend(which.tolist())
     assert len(shapes) <= 2 and sorted(seen) == list(range(3000))
@@ -90,8 +91,8 @@ def test_an_adapter_in_peft_s_format_is_merged_into_the_base_it_names(folder, tm
     adapted = e5jax.Encoder.load(str(tmp_path / "adapter"))
     beside = peft_format.load_adapter(tmp_path / "adapter", encoder.model)
     graphdef, state = nnx.split(beside)
-    run = lambda bins, rows: encode.embed(graphdef, (state,), bins, rows, jnp.dtype("float32"))
-    unmerged = encode.encode_tokens(run, encoder.tokenizer.encode(TEXTS, 512), CFG.dim, shards=1)
+    run = lambda bins, rows: encoders.embed(graphdef, (state,), bins, rows, jnp.dtype("float32"))
+    unmerged = encoders.encode_tokens(run, encoder.tokenizer.encode(TEXTS, 512), CFG.dim, shards=1)
     np.testing.assert_allclose(adapted.encode(TEXTS), unmerged, atol=1e-5)
     assert np.abs(unmerged - encoder.encode(TEXTS)).max() > 0.01
 

@@ -17,7 +17,7 @@ from e5jax import loss
 from e5jax.attention import Rows
 from e5jax.decoder import Decoder
 from e5jax.errors import UserError
-from e5jax.formats import Tokenizer, instruct
+from e5jax.formats import Prompts, Tokenizer
 from e5jax.packing import Bins, BinShape, Placement, best_fit, fill
 
 
@@ -92,6 +92,10 @@ class Encoder:
     tokenizer: Tokenizer
     max_length: int
     dtype: jnp.dtype
+    prompts: Prompts
+    """What the model's own files want in front of texts; `encode` uses it where an instruction is given."""
+    digest: str
+    """sha256 of its weights and settings."""
 
     @classmethod
     def load(cls, name: str, *, revision: str | None = None, max_length: int | None = None) -> "Encoder":
@@ -111,16 +115,20 @@ class Encoder:
             tokenizer=opened.tokenizer,
             max_length=max_length,
             dtype=opened.dtype,
+            prompts=opened.prompts,
+            digest=opened.digest,
         )
 
     def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
         """-> float32 [len(texts), D], unit norm, in input order.
 
-        `instruction` goes in front of every text as `Instruct: {instruction}\\nQuery: `: give it for queries, leave
-        passages bare (E5-Mistral eq. 1). Texts beyond `max_length` tokens are cut before </s>.
+        `instruction` goes in front of every text as `Instruct: {instruction}\\nQuery: `, or as the model's files spell
+        it: give it for queries, leave passages bare (E5-Mistral eq. 1). Texts beyond `max_length`
+        tokens are cut before </s>.
         """
         if instruction is not None:
-            texts = [instruct(instruction, text) for text in texts]
+            before = self.prompts.before_query(instruction)
+            texts = [before + text for text in texts]
         ids = self.tokenizer.encode(texts, self.max_length) if texts else []
         graphdef, state = nnx.split(self.model)
         run = lambda bins, rows: embed(graphdef, (state,), bins, rows, self.dtype)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 
 Rows = tuple[tuple[int, int], ...]  # ((width, how many), ...), the layout of every bin
+DENSE = 2048  # the widest row whose scores are computed at once
+QUERIES = 256  # positions a turn in wider ones: memory for scores is linear in the width
 
 
 def attend(
@@ -35,15 +37,24 @@ def attend(
             x[start:stop].reshape(count, width, *x.shape[1:]) for x in (q_TNH, k_TKH, v_TKH, segments_T)
         )
         # The backward pass computes the scores again: kept, they would outweigh every other activation.
-        out = jax.checkpoint(_attend_rows)(q, k, v, visible(segments, causal, window))
+        if width <= DENSE or width % QUERIES:
+            i = jnp.arange(width)
+            out = jax.checkpoint(_attend_rows)(q, k, v, visible(segments, segments, i, i, causal, window))
+        else:
+            out = _in_turns(q, k, v, segments, causal, window)
         parts.append(out.reshape(width * count, *out.shape[2:]))
         start = stop
     return jnp.concatenate(parts)
 
 
-def visible(segments_RQ: jax.Array, causal: bool, window: int | None) -> jax.Array:
-    """Which key is seen from which query -> bool [R, Q, S]. Padding sees padding, so no row of scores is empty."""
-    i, j = jnp.arange(segments_RQ.shape[1])[:, None], jnp.arange(segments_RQ.shape[1])[None, :]
+def visible(
+    segments_RQ: jax.Array, segments_RS: jax.Array, i_Q: jax.Array, j_S: jax.Array, causal: bool, window: int | None
+) -> jax.Array:
+    """Which key is seen from which query -> bool [R, Q, S]; i and j are their positions in the row.
+
+    Padding sees padding, so no row of scores is empty.
+    """
+    i, j = i_Q[:, None], j_S[None, :]
     near = jnp.ones_like(i - j, dtype=bool)
     if causal:
         near &= j <= i
@@ -51,7 +62,25 @@ def visible(segments_RQ: jax.Array, causal: bool, window: int | None) -> jax.Arr
         near &= i - j < window
         if not causal:
             near &= j - i < window
-    return near & (segments_RQ[:, :, None] == segments_RQ[:, None, :])
+    return near & (segments_RQ[:, :, None] == segments_RS[:, None, :])
+
+
+def _in_turns(q_RSNH, k_RSKH, v_RSKH, segments_RS, causal, window):
+    """QUERIES queries a turn, against the keys they can see."""
+    width = q_RSNH.shape[1]
+    reach = min(width, QUERIES + window - 1) if causal and window is not None else width
+
+    @jax.checkpoint
+    def turn(first):
+        start = jnp.clip(first + QUERIES - reach, 0, width - reach)
+        queries = lambda x: jax.lax.dynamic_slice_in_dim(x, first, QUERIES, axis=1)
+        keys = lambda x: jax.lax.dynamic_slice_in_dim(x, start, reach, axis=1)
+        i, j = first + jnp.arange(QUERIES), start + jnp.arange(reach)
+        seen = visible(queries(segments_RS), keys(segments_RS), i, j, causal, window)
+        return _attend_rows(queries(q_RSNH), keys(k_RSKH), keys(v_RSKH), seen)
+
+    out = jax.lax.map(turn, jnp.arange(0, width, QUERIES))
+    return jnp.moveaxis(out, 0, 1).reshape(q_RSNH.shape)
 
 
 def _attend_rows(q_RQNH, k_RSKH, v_RSKH, visible_RQS):

@@ -4,8 +4,6 @@ A step's directory holds `params` (adapters, or every weight when all are traine
 config.json says what they belong to.
 """
 
-import json
-import os
 from pathlib import Path
 
 import jax
@@ -14,6 +12,7 @@ from flax import nnx
 
 from e5jax import tensors
 from e5jax.errors import UserError
+from e5jax.files import write_json as write_json  # TODO
 
 
 class Checkpoints:
@@ -91,10 +90,3 @@ def digest(step_dir: Path) -> str:
 def abstract(tree):
     """Shapes, dtypes and layouts of a tree of arrays, without the arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def write_json(path: Path, value) -> None:
-    """Write whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)

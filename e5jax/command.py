@@ -8,7 +8,7 @@ from e5jax.errors import FailedError, UserError
 
 
 def main(work: Callable[[Sequence[str]], object], argv: Sequence[str] | None) -> int:
-    """Run `work(argv)`; -> 0, 2 (the user can mend it) or 1 (it failed)."""
+    """Run `work(argv)`; -> 0, 2 (the user can mend it), 1 (it failed) or 130 (Ctrl-C)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("e5jax").setLevel(logging.INFO)
     try:
@@ -19,4 +19,7 @@ def main(work: Callable[[Sequence[str]], object], argv: Sequence[str] | None) ->
     except FailedError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is done", file=sys.stderr)
+        return 130
     return 0

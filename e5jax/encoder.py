@@ -4,14 +4,19 @@ Texts go into the same bins as in training, one row width for each range of leng
 compiled whatever the texts; the answer comes back in their order and does not depend on what else is in the batch.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from e5jax import loss
 from e5jax.attention import Rows
@@ -19,11 +24,15 @@ from e5jax.decoder import Decoder
 from e5jax.errors import UserError
 from e5jax.formats import Prompts, Tokenizer
 from e5jax.packing import Bins, BinShape, Placement, best_fit, fill
+from e5jax.sharding import batch_shardings, shard_count
 
 
-WIDTHS = (128, 512, 2048, 8192)
+WIDTHS = (128, 512, 2048, 8192, 32_768)
 BIN_TOKENS = 4096
 SHORTEST = 8  # a text takes at least this much of a row, which bounds the texts a bin can hold
+WINDOW = 16_384  # texts sorted and packed together
+AHEAD = 2  # bins a device is given before the vectors of the first are waited for
+logger = logging.getLogger(__name__)
 
 
 def pack_corpus(
@@ -42,7 +51,8 @@ def _pack_width(texts, lengths, text, shards, width):
     room = np.maximum(lengths[texts], SHORTEST)
     row, start = best_fit(room, np.full(len(texts), width))
     _, row = np.unique(row, return_inverse=True)  # rows in use, numbered from 0
-    rows_a_bin = max(1, BIN_TOKENS // width)
+    alone = shards == 1 and width <= 512 and row.max(initial=0) == 0  # a query or two need not wait for a whole bin
+    rows_a_bin = 1 if alone else max(1, BIN_TOKENS // width)
     shape = BinShape(
         chunks=1,
         shards=shards,
@@ -70,44 +80,67 @@ def encode_tokens(
     texts: Sequence[np.ndarray],
     dim: int,
     shards: int,
+    tell: Callable[[np.ndarray], None],
 ) -> np.ndarray:
     """Token ids of each text -> float32 [len(texts), dim], in input order; `run(bins, rows)` is `embed` of a model.
 
-    Raises UserError for a text longer than the widest row.
+    `tell` is given the indices of texts as they are done. Raises UserError for a text longer than the widest row.
     """
     vectors = np.zeros((len(texts), dim), np.float32)
     lengths = np.array([len(t) for t in texts], np.int64)
     if lengths.max(initial=0) > WIDTHS[-1]:
         raise UserError(f"a text of {lengths.max():,} tokens cannot be encoded: at most {WIDTHS[-1]:,}")
+    running = deque()
     for bins, rows, which, at in pack_corpus(lengths, texts.__getitem__, shards):
-        vectors[which] = np.asarray(run(bins, rows))[at]
+        running.append((run(bins, rows), which, at))
+        if len(running) > AHEAD:
+            _take(*running.popleft(), vectors, tell)
+    for done in running:
+        _take(*done, vectors, tell)
     return vectors
 
 
-@dataclasses.dataclass(frozen=True)
+def _take(output, which, at, vectors, tell):
+    vectors[which] = np.asarray(output)[at]
+    tell(which)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoder:
     """A trained embedder: `Encoder.load(directory).encode(texts)`."""
 
     model: Decoder
     tokenizer: Tokenizer
     max_length: int
+    """Tokens of a text, special ones included; longer texts are cut before </s>."""
     dtype: jnp.dtype
     prompts: Prompts
     """What the model's own files want in front of texts; `encode` uses it where an instruction is given."""
     digest: str
     """sha256 of its weights and settings."""
+    mesh: Mesh | None
+    """The devices that share the texts; None: one device."""
 
     @classmethod
-    def load(cls, name: str, *, revision: str | None = None, max_length: int | None = None) -> "Encoder":
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        max_length: int | None = None,
+        dtype: str | None = None,
+        mesh: Mesh | None = None,
+    ) -> "Encoder":
         """From a workdir or one of its checkpoints, a Hugging Face directory or a hub name; adapters are merged.
 
-        `max_length` in tokens, special ones included; None: what it was trained with, else 512. Raises UserError where
-        `name` is none of these or cannot be read.
+        `max_length` in tokens, special ones included; None: what it was trained with, else 512. `dtype` of weights and
+        products; None: as stored. `mesh` of (data, fsdp, tensor): the weights are laid out on it and the texts spread.
+        Raises UserError where `name` is none of these or cannot be read.
         """
         from e5jax.models import open_model  # models imports what trains, this is what serves
 
-        opened = open_model(name, revision=revision, mesh=None, dtype=None)
-        max_length = max_length or opened.max_length or 512
+        opened = open_model(name, revision=revision, mesh=mesh, dtype=dtype)
+        max_length = max_length or min(opened.max_length or 512, WIDTHS[-1])
         if max_length > WIDTHS[-1]:
             raise UserError(f"max_length {max_length}: texts of more than {WIDTHS[-1]} tokens cannot be encoded")
         return cls(
@@ -117,22 +150,55 @@ class Encoder:
             dtype=opened.dtype,
             prompts=opened.prompts,
             digest=opened.digest,
+            mesh=mesh,
         )
 
-    def encode(self, texts: Sequence[str], instruction: str | None = None) -> np.ndarray:
-        """-> float32 [len(texts), D], unit norm, in input order.
+    def encode(self, texts: Iterable[str], instruction: str | None = None) -> np.ndarray:
+        """-> float32 [len(texts), D], unit norm, in input order; an iterator is read once.
 
         `instruction` goes in front of every text as `Instruct: {instruction}\\nQuery: `, or as the model's files spell
-        it: give it for queries, leave passages bare (E5-Mistral eq. 1). Texts beyond `max_length`
-        tokens are cut before </s>.
+        it: give it for queries, leave passages bare (E5-Mistral eq. 1). Texts beyond `max_length` tokens are cut before
+        </s>, and a warning says how many. Raises UserError for what is no list of texts.
         """
-        if instruction is not None:
-            before = self.prompts.before_query(instruction)
-            texts = [before + text for text in texts]
-        ids = self.tokenizer.encode(texts, self.max_length) if texts else []
-        graphdef, state = nnx.split(self.model)
-        run = lambda bins, rows: embed(graphdef, (state,), bins, rows, self.dtype)
-        return encode_tokens(run, ids, self.model.cfg.dim, shards=1)
+        if isinstance(texts, str):
+            raise UserError("encode takes a list of texts; for one text: encode([text])")
+        before = "" if instruction is None else self.prompts.before_query(instruction)
+        vectors, cut = [np.zeros((0, self.model.cfg.dim), np.float32)], 0
+        texts = iter(texts)
+        while window := list(islice(texts, WINDOW)):
+            ids, longer = self.tokenizer.encode_counting([before + text for text in window], self.max_length)
+            vectors.append(self.encode_ids(ids, silent))
+            cut += longer
+        if cut:
+            logger.warning("%d texts were longer than %d tokens and cut", cut, self.max_length)
+        return np.concatenate(vectors)
+
+    def encode_ids(self, ids: Sequence[np.ndarray], tell: Callable[[np.ndarray], None]) -> np.ndarray:
+        """Token ids of each text, special ones included -> float32 [len(ids), D], unit norm, in input order.
+
+        `tell` is given the indices of texts as they are done.
+        """
+        graphdef, weights = nnx.split(self.model)
+
+        def run(bins, rows):
+            if self.mesh is not None:
+                layout = batch_shardings(bins, self.mesh, lambda x: 1 if x.ndim == 3 else None)
+                bins = jax.device_put(bins, layout)
+            return embed(graphdef, (weights,), bins, rows, self.dtype)
+
+        shards = 1 if self.mesh is None else shard_count(self.mesh)
+        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            return encode_tokens(run, ids, self.model.cfg.dim, shards, tell)
+
+    def attending(self, window: int | None, rope_theta: float) -> "Encoder":
+        """The same weights under another sliding window (None: none) and base of the rotary angles."""
+        cfg = dataclasses.replace(self.model.cfg, window=window, rope_theta=rope_theta)
+        graphdef, _ = jax.eval_shape(lambda: nnx.split(Decoder(cfg, self.dtype, rngs=nnx.Rngs(0))))
+        return dataclasses.replace(self, model=nnx.merge(graphdef, nnx.state(self.model)))
+
+
+def silent(which: np.ndarray) -> None:
+    """For whom progress does not matter."""
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))

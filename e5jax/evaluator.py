@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from e5jax import heldout
-from e5jax.encoder import embed, encode_tokens
+from e5jax.encoder import embed, encode_tokens, silent
 from e5jax.logbook import draw_curves, read_rows
 
 
@@ -25,7 +25,7 @@ class Evaluator:
 
         def encode(params, frozen, texts):
             run = lambda bins, rows: embed(graphdef, (params, frozen), bins, rows, dtype)
-            return encode_tokens(run, texts, dim, shards)
+            return encode_tokens(run, texts, dim, shards, silent)
 
         tokens = [
             (tokenizer.encode(h.instructed, max_length), tokenizer.encode(h.passages, max_length)) for h in heldouts

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from e5jax import checkpoint
+from e5jax import files
 from e5jax.batch import Batch
 from e5jax.checkpoint import Checkpoints
 from e5jax.errors import FailedError
@@ -127,7 +127,7 @@ def run(
 def _stop_not_finite(workdir, number, metrics, examples):
     path = workdir / "nonfinite.json"
     said = {name: str(value) for name, value in metrics.items()}  # JSON has no NaN
-    checkpoint.write_json(path, {"step": number, **said, "examples": examples})
+    files.write_json(path, {"step": number, **said, "examples": examples})
     raise NonFiniteLossError(
         f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; nothing is saved from here. "
         f"Its examples: {', '.join(examples[:5])}{', …' if len(examples) > 5 else ''} (all of them in {path})"

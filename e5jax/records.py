@@ -112,9 +112,9 @@ def files(source: Source) -> list[Path]:
 
 
 def _locate(source: Source) -> tuple[Callable[[Source, list[Path]], Iterator[Unit]], list[Path]]:
-    path = _existing(source.path)
+    path = existing(source.path)
     if source.positives is not None:
-        return _bitext, [path, _existing(source.positives)]
+        return _bitext, [path, existing(source.positives)]
     if (path / "dataset_info.json").exists():
         return _tfds, sorted(file for file in path.rglob("*") if file.is_file())
     paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -128,7 +128,8 @@ def _locate(source: Source) -> tuple[Callable[[Source, list[Path]], Iterator[Uni
     return READERS[suffix], paths
 
 
-def _existing(name: str) -> Path:
+def existing(name: str) -> Path:
+    """The path, ~ expanded; UserError with the nearest name where there is nothing."""
     path = Path(name).expanduser()
     if path.exists():
         return path

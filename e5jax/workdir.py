@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 import e5jax
-from e5jax import checkpoint, hf
 from e5jax import config as configs
+from e5jax import files, hf
 from e5jax.config import FromScratch, TrainConfig
 from e5jax.decoder import DecoderConfig
 from e5jax.errors import UserError
@@ -140,4 +140,4 @@ def write_config(workdir: Path, config: TrainConfig, cfg: DecoderConfig, facts: 
         "shape": dataclasses.asdict(shape),
         **facts,
     }
-    checkpoint.write_json(workdir / "config.json", {**configs.to_json(config), "run": run})
+    files.write_json(workdir / "config.json", {**configs.to_json(config), "run": run})

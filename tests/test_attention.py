@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from e5jax import attention
 from e5jax.attention import attend, visible
 from tests import tiny
 
@@ -28,7 +29,8 @@ def rows_of(text):
     ],
 )
 def test_a_token_sees_its_own_text_inside_the_window(causal, window, expected):
-    np.testing.assert_array_equal(visible(SEGMENTS, causal, window)[0], rows_of(expected))
+    i = np.arange(8)
+    np.testing.assert_array_equal(visible(SEGMENTS, SEGMENTS, i, i, causal, window)[0], rows_of(expected))
 
 
 @pytest.mark.parametrize("window", [1, 3, None])
@@ -90,4 +92,21 @@ def test_padding_is_finite_forward_and_backward_in_a_row_without_text():
     x = jax.random.normal(jax.random.key(0), (16, 6, 10))
     value, slope = tiny.jit(jax.value_and_grad(total))(x, np.array([1] * 5 + [0] * 11))
     assert np.isfinite(value) and np.isfinite(slope).all()
-    assert visible(np.zeros((1, 4), int), True, 2).any(-1).all()  # no row of scores is empty
+    padding, i = np.zeros((1, 4), int), np.arange(4)
+    assert visible(padding, padding, i, i, True, 2).any(-1).all()  # no row of scores is empty
+
+
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 5), (True, 11), (False, 5), (False, None)])
+def test_wide_rows_in_turns_of_a_few_queries_are_the_same_as_at_once(causal, window, monkeypatch):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(64, heads, 6)).astype(np.float32) for heads in (4, 2, 2))
+    segments = np.repeat([1, 2, 0, 1, 0], [9, 14, 9, 30, 2])  # two rows of 32
+
+    def outputs(q):
+        return attend(q, k, v, segments, ((32, 2),), causal, window)
+
+    at_once, slope = outputs(q), jax.grad(lambda q: (outputs(q) ** 2).sum())(q)
+    monkeypatch.setattr(attention, "DENSE", 8)
+    monkeypatch.setattr(attention, "QUERIES", 4)
+    np.testing.assert_allclose(outputs(q), at_once, atol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda q: (outputs(q) ** 2).sum())(q), slope, atol=1e-5)

@@ -92,7 +92,9 @@ def test_an_adapter_in_peft_s_format_is_merged_into_the_base_it_names(folder, tm
     beside = peft_format.load_adapter(tmp_path / "adapter", encoder.model)
     graphdef, state = nnx.split(beside)
     run = lambda bins, rows: encoders.embed(graphdef, (state,), bins, rows, jnp.dtype("float32"))
-    unmerged = encoders.encode_tokens(run, encoder.tokenizer.encode(TEXTS, 512), CFG.dim, shards=1)
+    unmerged = encoders.encode_tokens(
+        run, encoder.tokenizer.encode(TEXTS, 512), CFG.dim, shards=1, tell=encoders.silent
+    )
     np.testing.assert_allclose(adapted.encode(TEXTS), unmerged, atol=1e-5)
     assert np.abs(unmerged - encoder.encode(TEXTS)).max() > 0.01
 
@@ -100,3 +102,42 @@ def test_an_adapter_in_peft_s_format_is_merged_into_the_base_it_names(folder, tm
 def test_a_name_that_is_no_model_is_refused_in_words(tmp_path):
     with pytest.raises(UserError, match="nothing-here"):
         e5jax.Encoder.load(str(tmp_path / "nothing-here"))
+
+
+def test_a_text_as_long_as_the_passkey_s_longest_fits_and_one_text_is_no_list(folder):
+    encoder = e5jax.Encoder.load(str(folder), max_length=32_768)
+    vectors = encoder.encode(["long " * 9_000, "short"])
+    np.testing.assert_allclose(vectors[1], encoder.encode(["short"])[0], atol=1e-5)
+    with pytest.raises(UserError, match="a list of texts"):
+        encoder.encode("short")
+    with pytest.raises(UserError, match="32768"):
+        e5jax.Encoder.load(str(folder), max_length=32_769)
+
+
+def test_texts_that_are_cut_are_counted_in_a_warning(encoder, caplog):
+    encoder.encode(["long " * 600, "short"])
+    assert "1 texts were longer than 512 tokens and cut" in caplog.text
+
+
+def test_an_iterator_is_as_good_as_a_list(encoder, monkeypatch):
+    monkeypatch.setattr(encoders, "WINDOW", 3)
+    np.testing.assert_allclose(encoder.encode(iter(TEXTS)), encoder.encode(TEXTS), atol=1e-5)
+
+
+def test_any_texts_compile_at_most_eight_shapes(encoder):
+    lengths = np.random.default_rng(0).integers(1, 32_769, 60)
+    batches = [lengths, np.array([5]), np.array([400]), np.array([20] * 500), np.array([300] * 40)]
+    shapes = set()
+    for batch in batches:
+        tokens = [np.full(n, 7, np.int32) for n in batch]
+        for bins, rows, _, _ in encoders.pack_corpus(batch, tokens.__getitem__, shards=1):
+            shapes.add((rows, bins.tokens_CST.shape, bins.last_CSN.shape))
+    assert len(shapes) <= 8
+
+
+def test_another_window_and_rope_base_change_the_vectors_of_long_texts_alone(encoder):
+    wider = encoder.attending(window=None, rope_theta=1e4)
+    turned = encoder.attending(window=CFG.window, rope_theta=1e5)
+    for other in (wider, turned):
+        assert np.abs(other.encode(["long " * 60]) - encoder.encode(["long " * 60])).max() > 1e-4
+    np.testing.assert_array_equal(wider.encode(["short"]), encoder.encode(["short"]))

@@ -1,0 +1,139 @@
+"""Vectors on disk: .npy shards, the ids of each, one index at the end.
+
+D/job.json             what was asked for; a folder of another job is refused
+D/vectors-00000.npy    [texts, dims] float32, int8 [texts, dims] or bits in uint8 [texts, dims / 8]
+D/ids-00000.json       ids of its texts, in order; written after the vectors, so it says that the shard is whole
+D/index.json           {"count", "dims", "dtype", "shards", ...}, once every shard is there
+
+Shards are written by any number of processes in any order; whoever finds all of them there writes the index.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from e5jax.errors import UserError
+from e5jax.files import write_json, write_text
+
+
+def check_folder(directory: Path) -> None:
+    """UserError where a folder holds other files than a job's: nothing of the user's is written over."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: choose another --output")
+    if directory.is_dir() and not (directory / "job.json").exists():
+        if strangers := [p.name for p in directory.iterdir() if not p.name.startswith(".job.json.")]:
+            raise UserError(f"{directory} holds other files ({strangers[0]}): choose another --output")
+
+
+def open_job(directory: Path, job: dict) -> None:
+    """Make the folder for a job, or find it there. UserError where it holds another job's vectors."""
+    file = directory / "job.json"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            write_json(file, job)
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} cannot be used: {error}") from error
+    changed = [key for key in {**job, **stored} if job.get(key) != stored.get(key) and key != "model"]  # digest tells
+    if changed:
+        reasons = [f"{key} was {stored.get(key)!r}, now {job.get(key)!r}" for key in changed]
+        raise UserError(f"{directory} holds vectors of another job: {'; '.join(reasons)}. Choose another --output")
+
+
+def is_done(directory: Path, shard: int) -> bool:
+    """Whether a shard is whole."""
+    return _ids(directory, shard).exists()
+
+
+def write_shard(directory: Path, shard: int, ids: list, vectors: np.ndarray, facts: dict) -> None:
+    """Vectors, then what is known of them: ids and `facts`, each whole or not at all."""
+    partial = directory / f".vectors-{shard:05}.{os.getpid()}.npy"
+    np.save(partial, vectors, allow_pickle=False)
+    os.replace(partial, _vectors(directory, shard))
+    write_text(_ids(directory, shard), json.dumps({"ids": ids, **facts}, ensure_ascii=False))
+
+
+def read_facts(directory: Path, shard: int) -> dict:
+    """What was written of a shard beside its vectors: its ids and facts."""
+    return json.loads(_ids(directory, shard).read_text(encoding="utf-8"))
+
+
+def write_index(directory: Path, shards: int) -> dict | None:
+    """The index over all shards, once every one is there; None before that."""
+    if not all(is_done(directory, shard) for shard in range(shards)):
+        return None
+    job = json.loads((directory / "job.json").read_text(encoding="utf-8"))
+    counts, totals = [], {"truncated": 0, "tokens": 0}
+    for shard in range(shards):
+        facts = read_facts(directory, shard)
+        counts.append(len(facts["ids"]))
+        totals = {key: total + facts[key] for key, total in totals.items()}
+    index = {
+        "count": sum(counts),
+        **totals,
+        **job,
+        "shards": [
+            {"vectors": _vectors(directory, i).name, "ids": _ids(directory, i).name, "count": n}
+            for i, n in enumerate(counts)
+        ],
+    }
+    write_json(directory / "index.json", index)
+    return index
+
+
+def read_index(directory: Path) -> dict:
+    """index.json. UserError where the job has not ended."""
+    if not (directory / "index.json").is_file():
+        begun = f" ({len(list(directory.glob('ids-*.json')))} shards so far)" if directory.is_dir() else ""
+        raise UserError(f"{directory}: no index.json: no folder of `python -m e5jax.encode`, or not finished{begun}")
+    return json.loads((directory / "index.json").read_text(encoding="utf-8"))
+
+
+def load_shards(directory: str | Path) -> Iterator[tuple[list, np.ndarray]]:
+    """(ids, vectors) of every shard in order; the vectors are mapped, not read.
+
+    Raises UserError where the job has not ended.
+    """
+    directory = Path(directory).expanduser()
+    for shard in range(len(read_index(directory)["shards"])):
+        vectors = np.load(_vectors(directory, shard), mmap_mode="r", allow_pickle=False)
+        yield read_facts(directory, shard)["ids"], vectors
+
+
+def load(directory: str | Path) -> tuple[list, np.ndarray]:
+    """-> (ids, vectors [texts, dims]) of a whole folder, in memory. UserError where the job has not ended."""
+    index = read_index(Path(directory).expanduser())
+    none = quantized(
+        np.zeros((0, index["dims"]), np.float32), None, None if index["dtype"] == "float32" else index["dtype"]
+    )
+    shards = list(load_shards(directory))
+    return [id_ for ids, _ in shards for id_ in ids], np.concatenate([none, *(vectors for _, vectors in shards)])
+
+
+def quantized(vectors: np.ndarray, dims: int | None, dtype: str) -> np.ndarray:
+    """Unit vectors [n, D] as they are stored: cut to `dims` and of length one again, then float32, int8 or bits.
+
+    int8 scales each vector by itself, its largest component to ±127: compare by cosine, where the scale cancels.
+    binary keeps signs, the first dimension in the highest bit (np.packbits, sentence-transformers' "ubinary").
+    """
+    if dims is not None:
+        vectors = vectors[:, :dims]
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    if dtype == "int8":
+        largest = np.maximum(np.abs(vectors).max(axis=1, keepdims=True, initial=0), 1e-12)
+        return np.rint(vectors * (127 / largest)).astype(np.int8)
+    if dtype == "binary":
+        return np.packbits(vectors > 0, axis=1)
+    return vectors
+
+
+def _vectors(directory: Path, shard: int) -> Path:
+    return directory / f"vectors-{shard:05}.npy"
+
+
+def _ids(directory: Path, shard: int) -> Path:
+    return directory / f"ids-{shard:05}.json"

@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check \
 	$(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: quickstart test test-slow lint
+.PHONY: quickstart test test-slow test-scale lint
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "e5jax needs Python 3.11 to 3.13; try: make PYTHON=python3.11")'
@@ -23,10 +23,13 @@ quickstart: $(VENV)/core  ## train a tiny embedder on the built-in sample, on CP
 	$(RUN) -m e5jax.train --config configs/quickstart.py
 
 test: $(VENV)/test  ## everything that is quick
-	$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow and not scale'
 
 test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long claims
 	$(RUN) -m pytest -m slow
+
+test-scale: $(VENV)/test  ## a million texts: memory, killed and resumed
+	$(RUN) -m pytest -m scale -s
 
 lint: $(VENV)/test
 	$(RUN) -m ruff check .

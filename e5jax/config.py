@@ -346,7 +346,8 @@ def parse(argv: Sequence[str], prog: str, config_type: type, needs_file: bool) -
             raise UserError(f"{known.config}: {type(default).__name__} is for another command than {prog}")
         return tyro.cli(type(default), default=default, args=rest, prog=f"{prog} --config {known.config}")
     if not needs_file:
-        return tyro.cli(config_type, args=rest, prog=prog)
+        about = f"{config_type.__doc__}\n\n--config FILE.py, whose get_config() returns all of these, may come first."
+        return tyro.cli(config_type, args=rest, prog=prog, description=about)
     asked = {"-h", "--help"} & set(rest)
     print(
         f"usage: {prog} --config FILE.py [--FIELD VALUE ...]\n\n"

@@ -25,7 +25,7 @@ def model(tmp_path_factory):
     """A model folder with its tokenizer."""
     path = tmp_path_factory.mktemp("model")
     tokenizer = formats.train_tokenizer(TEXTS, 400)
-    cfg = tiny.dataclasses.replace(tiny.CFG, vocab_size=400, layers=1)
+    cfg = tiny.dataclasses.replace(tiny.CFG, vocab_size=400, layers=1, window=None)
     hf.save(nnx.to_pure_dict(nnx.state(Decoder(cfg, jnp.float32, rngs=nnx.Rngs(0)))), cfg, "float32", path)
     tokenizer.save(path)
     return path

@@ -125,8 +125,9 @@ def test_an_iterator_is_as_good_as_a_list(encoder, monkeypatch):
 
 
 def test_any_texts_compile_at_most_eight_shapes(encoder):
-    lengths = np.random.default_rng(0).integers(1, 32_769, 60)
-    batches = [lengths, np.array([5]), np.array([400]), np.array([20] * 500), np.array([300] * 40)]
+    rng = np.random.default_rng(0)
+    batches = [np.exp(rng.uniform(0, np.log(limit), n)).astype(int) for limit, n in [(32_769, 99), (999, 50), (200, 7)]]
+    batches += [np.array([5]), np.array([400]), np.array([20] * 500), np.array([300] * 40), np.array([9_000] * 3)]
     shapes = set()
     for batch in batches:
         tokens = [np.full(n, 7, np.int32) for n in batch]

@@ -1,0 +1,135 @@
+"""Measure models: `python -m e5jax.evaluate --model M --tasks stsb-en xquad-de --output D`.
+
+names → mteb tasks, local ones among them → for each model: open it, run what is not in D yet, write it down
+      → results.json, results.md, a picture of several models or steps; or, of two such folders, their differences
+"""
+
+import dataclasses
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from e5jax import command, compare, passkey, results, tasks
+from e5jax import config as configs
+from e5jax.compare import Difference
+from e5jax.config import EvaluateConfig
+from e5jax.encode import local_mesh
+from e5jax.encoder import Encoder
+from e5jax.errors import UserError
+from e5jax.mteb_model import MtebModel, open_mteb_model
+from e5jax.records import existing
+from e5jax.results import Results, TaskResult
+from e5jax.task_run import run_task
+
+
+PROG = "python -m e5jax.evaluate"
+
+
+def evaluate(config: EvaluateConfig) -> list[Results] | list[Difference]:
+    """Run, or go on with, what the config says -> the results of each model, or the differences between two.
+
+    Raises UserError for what the user can mend.
+    """
+    output = Path(config.output).expanduser()
+    if config.compare is not None:
+        a, b = (results.read_folder(Path(folder).expanduser()) for folder in config.compare)
+        rows = compare.write(output, a, b)
+        print(compare.report(a.model, b.model, rows))
+        return rows
+    data_dir = config.data_dir or os.environ.get("E5JAX_DATA")
+    named = [name for name in config.tasks if name != "passkey"]
+    todo = tasks.resolve(named, existing(data_dir) if data_dir else None)
+    lengths = config.passkey_lengths if "passkey" in config.tasks else ()
+    folders = [output / _slug(name) for name in config.model] if len(config.model) > 1 else [output]
+    if len(set(folders)) < len(folders):
+        raise UserError(f"models of one name: {', '.join(config.model)}: measure them one at a time")
+    runs = []
+    for name, folder in zip(config.model, folders, strict=True):
+        runs.append(_measure(name, todo, lengths, folder, config))
+        results.write_report(output, runs, {task.metadata.name: task.metadata.type for task in todo})
+    if lengths:
+        passkey.draw(passkey.curves(runs), output / "passkey.png")
+    print(f"\n{(output / 'results.md').read_text(encoding='utf-8')}\nin {output}")
+    return runs
+
+
+def _measure(name: str, todo: list, lengths: Sequence[int], folder: Path, config: EvaluateConfig) -> Results:
+    print(f"{name}: loading", flush=True)
+    model = open_mteb_model(
+        name, max_length=config.max_length, dtype=config.dtype, mesh=local_mesh(), prompts=config.prompts
+    )
+    if isinstance(model, MtebModel):
+        encoder = _attending(model.encoder, config.window, config.rope_theta)
+        model = dataclasses.replace(model, encoder=encoder)
+        facts = {"digest": encoder.digest, "max_length": encoder.max_length, "dtype": jnp.dtype(encoder.dtype).name}
+    elif lengths or config.window is not None or config.rope_theta is not None:
+        raise UserError(f"{name}: passkey, --window and --rope-theta are for models that e5jax itself runs")
+    else:
+        facts = {"max_length": config.max_length, "dtype": config.dtype}
+    identity = facts | {"window": config.window, "rope_theta": config.rope_theta, "prompts": _which(config.prompts)}
+    run = results.open_folder(folder, name, identity, config.paper)
+    total = len(todo) + len(lengths)
+    for number, task in enumerate(todo, 1):
+        run = _once(run, folder, task.metadata.name, f"[{number}/{total}]", lambda task=task: run_task(model, task))
+    for number, length in enumerate(lengths, len(todo) + 1):
+        measure = lambda length=length: _passkey(model, length)
+        run = _once(run, folder, f"passkey-{length}", f"[{number}/{total}]", measure)
+    return run
+
+
+def _once(run: Results, folder: Path, task: str, which: str, measure) -> Results:
+    """One task, unless the folder has it already."""
+    if (found := run.find(task)) is not None:
+        print(f"{which} {task}: {found.metric} {found.value:.4f}, measured before", flush=True)
+        return run
+    start = time.monotonic()
+    run = results.add(folder, run, found := measure())
+    seconds = time.monotonic() - start
+    print(f"{which} {task}: {found.metric} {found.value:.4f} (n {found.n:,}, {seconds:.0f} s)", flush=True)
+    return run
+
+
+def _attending(encoder: Encoder, window: int | None, rope_theta: float | None) -> Encoder:
+    """With the overrides of the command line; a window of 0 is none."""
+    if window is None and rope_theta is None:
+        return encoder
+    cfg = encoder.model.cfg
+    return encoder.attending(
+        window=cfg.window if window is None else window or None, rope_theta=rope_theta or cfg.rope_theta
+    )
+
+
+def _passkey(model: MtebModel, length: int) -> TaskResult:
+    """Accuracy among 100 documents of one length, which the encoder reads whole."""
+    encoder, table = dataclasses.replace(model.encoder, max_length=length), model.table
+    queries, documents, right = passkey.make(length, encoder.tokenizer, seed=0)
+    asks = table.instructions is not None and (table.chosen or encoder.prompts.query is not None)
+    before = encoder.prompts.before_query(passkey.INSTRUCTION) if asks else ""
+    vectors = encoder.encode([before + query for query in queries]), encoder.encode(documents)
+    return passkey.task_result(length, passkey.accuracy(*vectors, right), {"query": before, "passage": ""})
+
+
+def _which(table: str | None) -> str:
+    if table in (None, "none"):
+        return table or "paper"
+    return f"{Path(table).name} {hashlib.sha256(existing(table).read_bytes()).hexdigest()[:12]}"
+
+
+def _slug(name: str) -> str:
+    """A folder's name for a model's: runs/x/checkpoints/300 -> x-checkpoints-300."""
+    return re.sub(r"[^\w.-]+", "-", "-".join(Path(name).parts[-3:])).strip("-.") or "model"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    return command.main(lambda argv: evaluate(configs.parse(argv, PROG, EvaluateConfig, needs_file=False)), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

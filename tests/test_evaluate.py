@@ -1,0 +1,129 @@
+"""The evaluate command: names of models and tasks in, a table of results out, nothing measured twice."""
+
+import itertools
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from e5jax import evaluate, formats, hf, results
+from e5jax.decoder import Decoder
+from tests import tiny
+
+
+WORDS = "bread dough yeast oven flour salt water heat time rise knead bake crust crumb slice butter toast jam".split()
+
+
+def passages(count):
+    draw = np.random.default_rng(0)
+    return [" ".join(draw.choice(WORDS, 8)) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two model folders with one tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = formats.train_tokenizer([*passages(50), "Instruct: Query: the grass is green pass key 0123456789"], 330)
+    cfg = tiny.dataclasses.replace(tiny.CFG, vocab_size=330, layers=1, window=64)
+    for seed, name in enumerate(("one", "two")):
+        weights = nnx.to_pure_dict(nnx.state(Decoder(cfg, jnp.float32, rngs=nnx.Rngs(seed))))
+        hf.save(weights, cfg, "float32", folder / name)
+        tokenizer.save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A search and a similarity task in files of one's own."""
+    folder = tmp_path_factory.mktemp("data")
+    texts = passages(20)
+    (folder / "kitchen" / "qrels").mkdir(parents=True)
+    write = lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(folder / "kitchen" / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": t} for i, t in enumerate(texts)])
+    write(folder / "kitchen" / "queries.jsonl", [{"_id": f"q{i}", "text": t[:20]} for i, t in enumerate(texts)])
+    rows = "".join(f"q{i}\td{i}\t1\n" for i in range(20))
+    (folder / "kitchen" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    (folder / "alike").mkdir()
+    rows = [f'"{a}","{b}",{i % 6}' for i, (a, b) in enumerate(itertools.pairwise(texts))]
+    (folder / "alike" / "en-test.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def run(models, data, output, *more, model=("one",), tasks=("kitchen", "alike-en")):
+    names = [name if name == "bm25" else str(models / name) for name in model]
+    argv = ["--model", *names, "--tasks", *tasks, "--data-dir", str(data), "--output", str(output)]
+    return evaluate.main([*argv, *more])
+
+
+def test_one_model_is_measured_and_written_down(models, data, tmp_path, capsys):
+    assert run(models, data, tmp_path / "r") == 0
+    stored = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert stored["model"] == str(models / "one") and "mteb" in stored["versions"]
+    kitchen, alike = stored["results"]
+    assert (kitchen["task"], kitchen["metric"], kitchen["n"]) == ("kitchen", "ndcg_at_10", 20)
+    assert (alike["task"], alike["metric"], alike["n"]) == ("alike-en", "cosine_spearman", 19)
+    assert kitchen["prompt"] == {"query": "", "passage": ""}  # a bare folder asks for none
+    assert "kitchen" in (tmp_path / "r" / "results.md").read_text()
+    assert not (tmp_path / "r" / "results.png").exists()
+    assert "[2/2] alike-en: cosine_spearman" in capsys.readouterr().out
+
+
+def test_what_is_measured_is_not_measured_again_and_another_model_is_refused(
+    models, data, tmp_path, monkeypatch, capsys
+):
+    assert run(models, data, tmp_path / "r", tasks=["kitchen"]) == 0
+    measured, whole = [], evaluate.run_task
+    monkeypatch.setattr(evaluate, "run_task", lambda model, task: measured.append(task) or whole(model, task))
+    assert run(models, data, tmp_path / "r") == 0
+    assert [task.metadata.name for task in measured] == ["alike-en"]
+    assert len(results.read_folder(tmp_path / "r").results) == 2
+    assert run(models, data, tmp_path / "r", model=["two"]) == 2
+    assert run(models, data, tmp_path / "r", "--max-length", "32") == 2
+    assert "max_length is 512 there and 32 here" in capsys.readouterr().err
+
+
+def test_several_models_share_a_table_and_a_picture_and_can_be_compared(models, data, tmp_path, capsys):
+    assert run(models, data, tmp_path / "r", model=["one", "two", "bm25"], tasks=["kitchen"]) == 0
+    table = (tmp_path / "r" / "results.md").read_text()
+    assert "bm25" in table and (tmp_path / "r" / "results.png").stat().st_size > 5_000
+    folders = sorted(path.parent for path in (tmp_path / "r").glob("*/results.json"))
+    assert len(folders) == 3
+    capsys.readouterr()
+    of_models = [str(folder) for folder in folders if "bm25" not in folder.name]
+    assert evaluate.main(["--compare", *of_models, "--output", str(tmp_path / "c")]) == 0
+    assert "kitchen" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "c" / "compare.json").read_text())["differences"]
+    assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+
+
+def test_prompts_of_a_file_reach_a_model_that_asks_for_none(models, data, tmp_path):
+    (tmp_path / "prompts.json").write_text(json.dumps({"kitchen": "Find the recipe.", "STS": "Same?"}))
+    assert run(models, data, tmp_path / "r", "--prompts", str(tmp_path / "prompts.json")) == 0
+    kitchen, alike = json.loads((tmp_path / "r" / "results.json").read_text())["results"]
+    assert kitchen["prompt"] == {"query": "Instruct: Find the recipe.\nQuery: ", "passage": ""}
+    assert set(alike["prompt"].values()) == {"Instruct: Same?\nQuery: "}  # both sides are alike
+
+
+def test_the_passkey_task_runs_at_each_length_under_another_window(models, data, tmp_path):
+    lengths = ["--passkey-lengths", "256", "512"]
+    assert run(models, data, tmp_path / "a", *lengths, tasks=["passkey"]) == 0
+    assert run(models, data, tmp_path / "b", *lengths, "--window", "0", "--rope-theta", "1e5", tasks=["passkey"]) == 0
+    for folder in ("a", "b"):
+        rows = json.loads((tmp_path / folder / "results.json").read_text())["results"]
+        assert [(row["task"], row["n"]) for row in rows] == [("passkey-256", 50), ("passkey-512", 50)]
+        assert (tmp_path / folder / "passkey.png").stat().st_size > 5_000
+    assert results.read_folder(tmp_path / "b").identity["rope_theta"] == 1e5
+    # Lexical search cannot be asked for it: what it reads has no length.
+    assert run(models, data, tmp_path / "c", tasks=["passkey"], model=["bm25"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [(["kichen"], "kitchen"), (["SciFct"], "SciFact"), (["SciFact"], "network"), (["MTEB(eng, v2"], "MTEB(eng, v2)")],
+)
+def test_a_task_that_cannot_be_run_is_refused_before_any_model_is_opened(tasks, said, data, tmp_path, capsys):
+    assert run(tmp_path, data, tmp_path / "r", model=["no model at all"], tasks=tasks) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()

@@ -12,6 +12,7 @@ _HOME = {
     "Encoder": "e5jax.encoder",
     "TrainConfig": "e5jax.config",
     "UserError": "e5jax.errors",
+    "top_k": "e5jax.search",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -20,6 +20,6 @@ def main(work: Callable[[Sequence[str]], object], argv: Sequence[str] | None) ->
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is done", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
     return 0

@@ -95,8 +95,11 @@ class Tokenizer:
         """One more than the highest id."""
         return max(self.tokens.get_vocab().values()) + 1
 
-    def save(self, directory: Path) -> None:
-        """Writes a folder that `load`, transformers and sentence-transformers all read alike."""
+    def save(self, directory: Path, max_length: int | None = None) -> None:
+        """Writes a folder that `load`, transformers and sentence-transformers all read alike.
+
+        `max_length` is the limit that it states, in tokens with special ones (None: it states none).
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.tokens.save(str(directory / "tokenizer.json"))
@@ -104,6 +107,8 @@ class Tokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end}
         if self.prefix:
             config["bos_token"] = self.tokens.id_to_token(self.prefix[0])
+        if max_length is not None:
+            config["model_max_length"] = max_length
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:

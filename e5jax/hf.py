@@ -262,6 +262,8 @@ def _config_json(cfg: DecoderConfig, dtype: str, kept: Mapping) -> dict:
         "model_type": cfg.family,
         **{theirs: getattr(cfg, ours) for ours, theirs in SIZES.items()},
         "hidden_act": "silu",
+        "attention_bias": False,
+        "initializer_range": 0.02,  # of no use to trained weights, but TEI reads no config without it
         "rms_norm_eps": cfg.norm_eps,
         "rope_theta": cfg.rope_theta,
         "rope_parameters": {"rope_theta": cfg.rope_theta, "rope_type": "default"},

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from e5jax import checkpoint, hf, lora, peft_format
+from e5jax import checkpoint, hf, lora, peft_format, st_format
 from e5jax import workdir as workdirs
 from e5jax.decoder import Decoder, DecoderConfig
 from e5jax.errors import UserError
 from e5jax.formats import INSTRUCT, Prompts, Tokenizer
 from e5jax.sharding import shardings
-from e5jax.tensors import read_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,8 @@ class OpenedModel:
     digest: str
     prompts: Prompts
     """What its files want in front of texts."""
+    kept: dict
+    """`HFConfig.kept` of the Hugging Face model at its root; {} where it was trained from random weights, or whole."""
 
 
 def abstract(cfg: DecoderConfig, dtype: jnp.dtype):
@@ -42,34 +43,28 @@ def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp
     Raises UserError where `name` is no model or its files cannot be used.
     """
     path = Path(name).expanduser()
-    if workdirs.is_run(path) or (path.parent.name == "checkpoints" and workdirs.is_run(path.parent.parent)):
+    if is_run(path):
         return _open_run(path, mesh, dtype)
-    directory = path if path.is_dir() else hf.resolve(name, revision)
+    st = st_format.read(path if path.is_dir() else hf.resolve(name, revision))
+    directory = st.transformer
     if (directory / "adapter_config.json").is_file():
-        return _open_peft(directory, mesh, dtype)
+        return _open_peft(st, mesh, dtype)
     files = hf.read_config(directory)
-    check_pooling(directory)
     dtype = jnp.dtype(dtype or files.dtype)
     return OpenedModel(
         model=read_weights(directory, files.decoder, mesh, dtype),
         tokenizer=Tokenizer.load(directory),
         dtype=dtype,
-        max_length=None,
+        max_length=st.max_length,
         digest=hf.digest(directory),
-        prompts=Prompts(query=None),
+        prompts=st.prompts,
+        kept=files.kept,
     )
 
 
-def check_pooling(directory: Path) -> None:
-    """UserError where a sentence-transformers folder asks for another pooling than the last token."""
-    path = directory / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return
-    raw = read_json(path)
-    asked = {raw[key] for key in ("pooling_mode",) if key in raw}
-    asked |= {key.removeprefix("pooling_mode_") for key, on in raw.items() if key.startswith("pooling_mode_") and on}
-    if asked - {"lasttoken"}:
-        raise UserError(f"{path}: pooling {', '.join(sorted(asked))}; only the last token's is here so far")
+def is_run(path: Path) -> bool:
+    """Whether a path is the workdir of a run, or one of its checkpoints."""
+    return workdirs.is_run(path) or (path.parent.name == "checkpoints" and workdirs.is_run(path.parent.parent))
 
 
 def read_weights(directory: Path, cfg: DecoderConfig, mesh: Mesh | None, dtype) -> Decoder:
@@ -81,17 +76,28 @@ def read_weights(directory: Path, cfg: DecoderConfig, mesh: Mesh | None, dtype) 
     return nnx.merge(graphdef, state)
 
 
-def _open_peft(directory, mesh, dtype):
-    """An adapter in PEFT's format, merged into the base that it names."""
+def _open_peft(st, mesh, dtype):
+    """An adapter in PEFT's format, merged into the base that lies in it, or else the one that it names."""
+    directory = st.transformer
+    where = directory / "adapter_config.json"
+    if any(directory.glob("model*.safetensors")):
+        raise UserError(f"{directory}: a whole model and an adapter in one folder; move one of them elsewhere")
     config = peft_format.read_adapter_config(directory)
-    if config.base is None:
-        raise UserError(f"{directory / 'adapter_config.json'}: base_model_name_or_path names no model")
-    base = open_model(config.base, revision=None, mesh=mesh, dtype=dtype)
+    own = directory / peft_format.OWN_BASE
+    name = str(own) if own.is_dir() else config.base  # its name is a path that ends to hold when the folder is moved
+    if name is None:
+        raise UserError(f"{where}: base_model_name_or_path names no model")
+    try:
+        base = open_model(name, revision=None if own.is_dir() else config.revision, mesh=mesh, dtype=dtype)
+    except UserError as error:
+        raise UserError(f"{where}: the base cannot be opened: {error}") from error
     has_tokenizer = (directory / "tokenizer.json").is_file()
     return dataclasses.replace(
         base,
         model=_merged(peft_format.load_adapter(directory, base.model)),
         tokenizer=Tokenizer.load(directory) if has_tokenizer else base.tokenizer,
+        max_length=st.max_length or base.max_length,
+        prompts=base.prompts if st.prompts == Prompts(query=None) else st.prompts,
         digest=peft_format.digest(directory),
     )
 
@@ -113,11 +119,14 @@ def _open_run(path, mesh, dtype):
     config = workdirs.read_config(workdir)
     cfg = DecoderConfig(**config["run"]["decoder"])
     dtype = jnp.dtype(dtype or config["model"]["dtype"])
+    kept = {}
     if config["lora"] is None:
         model = _with_params(lambda: Decoder(cfg, jnp.float32, rngs=nnx.Rngs(0)), step_dir, mesh, nnx.Param)
         model = jax.tree.map(lambda w: w.astype(dtype), model)
     else:
-        model = _with_adapters(workdir, step_dir, config, cfg, mesh, dtype)
+        base, kept = open_base(workdir, config, mesh, dtype)
+        graphdef, adapters, _ = nnx.split(read_adapters(step_dir, config, mesh), nnx.LoRAParam, ...)
+        model = _merged(nnx.merge(graphdef, adapters, nnx.state(base)))
     return OpenedModel(
         model=model,
         tokenizer=Tokenizer.load(workdir / "tokenizer"),
@@ -125,27 +134,33 @@ def _open_run(path, mesh, dtype):
         max_length=config["data"]["max_length"],
         digest=checkpoint.digest(step_dir),
         prompts=Prompts(query=INSTRUCT),
+        kept=kept,
     )
 
 
-def _with_adapters(workdir, step_dir, config, cfg, mesh, dtype):
+def open_base(workdir: Path, config: dict, mesh: Mesh | None, dtype: jnp.dtype) -> tuple[Decoder, dict]:
+    """The frozen decoder that the adapters of a run belong to -> (with weights in `dtype`, its `HFConfig.kept`).
+
+    `config` is the run's config.json. Raises UserError where the base is not the one it was.
+    """
     if (workdir / "base").is_dir():
-        base = read_weights(workdir / "base", cfg, mesh, dtype)
-    else:
-        source = config["model"]
-        opened = open_model(source["base"], revision=source["revision"], mesh=mesh, dtype=dtype)
-        if opened.digest != config["run"]["base"]:
-            raise UserError(f"{workdir} was trained on {source['base']} as it was then; those files have changed since")
-        base = opened.model
+        return read_weights(workdir / "base", DecoderConfig(**config["run"]["decoder"]), mesh, dtype), {}
+    source = config["model"]
+    opened = open_model(source["base"], revision=source["revision"], mesh=mesh, dtype=dtype)
+    if opened.digest != config["run"]["base"]:
+        raise UserError(f"{workdir} was trained on {source['base']} as it was then; those files have changed since")
+    return opened.model, opened.kept
+
+
+def read_adapters(step_dir: Path, config: dict, mesh: Mesh | None) -> Decoder:
+    """The decoder of a run's config.json with the trained adapters (f32) of one step; all else is shapes."""
 
     def with_adapters():
-        model = Decoder(cfg, dtype, rngs=nnx.Rngs(0))
+        model = Decoder(DecoderConfig(**config["run"]["decoder"]), jnp.float32, rngs=nnx.Rngs(0))
         settings = config["lora"]
         return lora.adapt(model, settings["rank"], settings["alpha"], settings["targets"], jax.random.key(0))
 
-    adapted = _with_params(with_adapters, step_dir, mesh, nnx.LoRAParam)
-    graphdef, adapters, _ = nnx.split(adapted, nnx.LoRAParam, ...)
-    return _merged(nnx.merge(graphdef, adapters, nnx.state(base)))
+    return _with_params(with_adapters, step_dir, mesh, nnx.LoRAParam)
 
 
 def _with_params(make, step_dir, mesh, kind):

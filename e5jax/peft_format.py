@@ -34,6 +34,7 @@ TARGETS = {
     path.split(".")[1]: (name.removesuffix(".weight"), inputs) for path, (name, inputs) in hf.TABLE.items() if inputs
 }
 PREFIX = "base_model.model."
+OWN_BASE = "base"  # the folder inside an adapter's for a base that has no other place
 PREFIXES = re.compile(r"base_model\.model\.(model\.)?")  # the second where the base has a head
 # Keys that change the computation -> (the values that leave it ours, what any other asks for).
 REFUSED = {
@@ -70,6 +71,8 @@ class AdapterConfig:
     targets: tuple[str, ...]
     base: str | None
     """Folder or hub name of the model that the adapter was trained on."""
+    revision: str | None = None
+    """Branch, tag or commit of a base on the hub."""
 
 
 def read_adapter_config(directory: Path) -> AdapterConfig:
@@ -115,6 +118,7 @@ def save_adapter(state: dict, config: AdapterConfig, directory: Path) -> None:
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION",
         "base_model_name_or_path": config.base,
+        "revision": config.revision,
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,
@@ -161,4 +165,5 @@ def _read(directory: Path) -> tuple[AdapterConfig, dict[str, Stored]]:
         dropout=dropout and hf.number(raw, "lora_dropout", float, where),
         targets=targets,
         base=raw.get("base_model_name_or_path"),
+        revision=raw.get("revision"),
     ), tensors

@@ -7,6 +7,7 @@ inputs first, layers stacked in front. Nothing else is read: a pickle can run co
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -30,6 +31,7 @@ Table = Mapping[str, tuple[str, int]]
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 MAX_FILE_BYTES = 5_000_000_000
+logger = logging.getLogger(__name__)
 
 
 def read_json(path: Path) -> dict:
@@ -237,7 +239,7 @@ def save_tensors(
     """The arrays of a tree -> `stem`.safetensors (beyond 5 GB: several and an index) and then its JSON `config` files.
 
     Written aside and renamed, config last: a folder that has it is whole. This process must reach every part of every
-    array. Raises UserError where the folder holds such weights already.
+    array. Raises UserError where the folder holds such weights already, or a weight is not finite in that dtype.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.glob(f"{stem}*.safetensors")):
@@ -253,14 +255,22 @@ def save_tensors(
             tensors = {}
             for path, leaf, layer in group:
                 array = arrays[path][layer] if leaf.stacked else arrays[path]
-                tensors[leaf.names[layer]] = leaf.to_stored(np.asarray(array).astype(dtype))
+                with np.errstate(over="ignore"):  # said below, by name
+                    tensor = leaf.to_stored(np.asarray(array).astype(dtype))
+                if not np.isfinite(tensor).all():
+                    raise UserError(f"{leaf.names[layer]} holds NaN or infinity as {dtype}: nothing loads it")
+                tensors[leaf.names[layer]] = tensor
             # The metadata is what transformers wants to see before it reads a file.
             save_file(tensors, Path(aside, file), metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, file)
+            if len(groups) > 1:
+                logger.info("%s: %s, %d of %d", directory, file, number, len(groups))
         if len(groups) > 1:
             config = {f"{stem}.safetensors.index.json": {"weight_map": weight_map}} | config
         for name, content in config.items():
             Path(aside, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name in set(weight_map.values()):  # safetensors makes them for the owner's eyes alone
+            Path(aside, name).chmod(Path(aside, next(iter(config))).stat().st_mode)
         for name in [*sorted(set(weight_map.values())), *config]:
             os.replace(Path(aside, name), directory / name)
 

@@ -171,7 +171,7 @@ class Progress:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    return command.main(lambda argv: encode(configs.parse(argv, PROG, EncodeConfig, needs_file=False)), argv)
+    return command.main(encode, EncodeConfig, PROG, argv, needs_file=False)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from e5jax import command, compare, passkey, results, tasks
-from e5jax import config as configs
 from e5jax.compare import Difference
 from e5jax.config import EvaluateConfig
 from e5jax.encode import local_mesh
@@ -128,7 +127,7 @@ def _slug(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    return command.main(lambda argv: evaluate(configs.parse(argv, PROG, EvaluateConfig, needs_file=False)), argv)
+    return command.main(evaluate, EvaluateConfig, PROG, argv, needs_file=False)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from flax import nnx
 from safetensors import SafetensorError
 
 from e5jax import checkpoint, command, hf, model_card, models, peft_format, st_format
-from e5jax import config as configs
 from e5jax import workdir as workdirs
 from e5jax.config import ExportConfig
 from e5jax.errors import FailedError, UserError
@@ -238,7 +237,7 @@ def push(folder: Path, repository: str, token: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    return command.main(lambda argv: export(configs.parse(argv, PROG, ExportConfig, needs_file=False)), argv)
+    return command.main(export, ExportConfig, PROG, argv, needs_file=False)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from e5jax import checkpoint, lora, loss, workdir
 from e5jax.attention import Rows
 from e5jax.batch import Batch
-from e5jax.config import TrainConfig, to_json
+from e5jax.command import to_json
+from e5jax.config import TrainConfig
 from e5jax.decoder import Decoder, DecoderConfig
 from e5jax.errors import UserError
 from e5jax.sharding import constrain, shardings

@@ -154,7 +154,7 @@ def describe(
     config: TrainConfig, cfg: DecoderConfig, params, shape: BinShape, train_data: TrainData, mesh: Mesh
 ) -> None:
     """Print the resolved config and what follows from it."""
-    print(json.dumps(configs.to_json(config), indent=2, ensure_ascii=False))
+    print(json.dumps(command.to_json(config), indent=2, ensure_ascii=False))
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     rows = " + ".join(f"{count} × {width}" for width, count in shape.rows)
     print(
@@ -168,7 +168,7 @@ def describe(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    return command.main(lambda argv: train(configs.parse(argv, PROG, TrainConfig, needs_file=True)), argv)
+    return command.main(train, TrainConfig, PROG, argv, needs_file=True)
 
 
 if __name__ == "__main__":

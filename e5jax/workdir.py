@@ -12,8 +12,7 @@ import shutil
 from pathlib import Path
 
 import e5jax
-from e5jax import config as configs
-from e5jax import files, hf
+from e5jax import command, files, hf
 from e5jax.config import FromScratch, TrainConfig
 from e5jax.decoder import DecoderConfig
 from e5jax.errors import UserError
@@ -65,7 +64,7 @@ def check_resumable(workdir: Path, config: TrainConfig, facts: dict) -> dict | N
     if not is_run(workdir):
         return None
     stored = read_config(workdir)
-    mine, theirs = _flat(configs.to_json(config)), _flat({k: v for k, v in stored.items() if k != "run"})
+    mine, theirs = _flat(command.to_json(config)), _flat({k: v for k, v in stored.items() if k != "run"})
     changed = [
         name
         for name in sorted({*mine, *theirs})
@@ -102,7 +101,7 @@ def stored_shape(workdir: Path, config: TrainConfig, shards: int) -> BinShape | 
         return None
     stored = read_config(workdir)
     shape = stored["run"]["shape"]
-    if shape["shards"] != shards or stored["packing"] != configs.to_json(config.packing):
+    if shape["shards"] != shards or stored["packing"] != command.to_json(config.packing):
         return None
     return BinShape(**{**shape, "rows": tuple(map(tuple, shape["rows"]))})
 
@@ -140,4 +139,4 @@ def write_config(workdir: Path, config: TrainConfig, cfg: DecoderConfig, facts: 
         "shape": dataclasses.asdict(shape),
         **facts,
     }
-    files.write_json(workdir / "config.json", {**configs.to_json(config), "run": run})
+    files.write_json(workdir / "config.json", {**command.to_json(config), "run": run})

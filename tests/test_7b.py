@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from e5jax.batch import Batch
-from e5jax.config import FromScratch, load_config
+from e5jax.command import load_config
+from e5jax.config import FromScratch
 from e5jax.decoder import MISTRAL_7B_V01
 from e5jax.optim import adamw, learning_rate
 from e5jax.packing import Bins, choose_shape

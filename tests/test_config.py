@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from e5jax import command
 from e5jax import config as configs
 from e5jax import train as training
 from e5jax.errors import UserError
@@ -31,14 +32,14 @@ def run(capfd, *argv):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_loads_and_is_plain_json(path, monkeypatch):
     monkeypatch.setenv("E5JAX_DATA", "/data")
-    config = configs.load_config(str(path))
+    config = command.load_config(str(path))
     assert isinstance(config, configs.TrainConfig)
-    assert json.loads(json.dumps(configs.to_json(config))) == configs.to_json(config)
-    assert configs.parse(["--config", str(path)], "train", configs.TrainConfig, needs_file=True) == config
+    assert json.loads(json.dumps(command.to_json(config))) == command.to_json(config)
+    assert command.parse(["--config", str(path)], "train", configs.TrainConfig, needs_file=True) == config
 
 
 def test_the_paper_s_numbers_stand_in_its_config():
-    config = configs.load_config(str(ROOT / "configs" / "e5_mistral_7b.py"))
+    config = command.load_config(str(ROOT / "configs" / "e5_mistral_7b.py"))
     assert (config.batch_size, config.temperature, config.data.max_length) == (2048, 0.02, 512)
     assert (config.optim.peak_lr, config.optim.warmup_steps, config.optim.weight_decay) == (1e-4, 100, 0.1)
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (16, 32.0, 0.1)
@@ -48,7 +49,7 @@ def test_the_paper_s_numbers_stand_in_its_config():
 
 def test_overrides_reach_every_depth():
     argv = ["--config", QUICKSTART, "--steps", "7", "--optim.peak-lr=2e-4", "--model.decoder.window", "32"]
-    config = configs.parse(
+    config = command.parse(
         [*argv, "--data.train.0.path", "mine.jsonl", "--eval-every", "3"], "train", configs.TrainConfig, needs_file=True
     )
     assert (config.steps, config.optim.peak_lr, config.model.decoder.window) == (7, 2e-4, 32)
@@ -156,7 +157,7 @@ def test_importing_the_package_brings_in_no_jax():
 
 def test_a_config_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        configs.load_config(QUICKSTART).steps = 3
+        command.load_config(QUICKSTART).steps = 3
 
 
 def test_a_source_with_a_weight_beside_one_without_is_refused():

@@ -7,8 +7,8 @@ import mteb
 import numpy as np
 import pytest
 
+from e5jax import command, passkey
 from e5jax import config as configs
-from e5jax import passkey
 
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "eval").glob("*.py"))
@@ -16,7 +16,7 @@ LOCAL = ("stsb-", "xquad-", "tatoeba-", "banking77")
 
 
 def load(name):
-    return configs.load_config(str(CONFIGS[0].parent / f"{name}.py"))
+    return command.load_config(str(CONFIGS[0].parent / f"{name}.py"))
 
 
 def subsets(config):
@@ -38,17 +38,17 @@ def subsets(config):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_loads_and_takes_overrides(path):
-    config = configs.load_config(str(path))
+    config = command.load_config(str(path))
     assert isinstance(config, configs.EvaluateConfig) and config.output == f"runs/eval/{path.stem}"
-    assert json.loads(json.dumps(configs.to_json(config))) == configs.to_json(config)
+    assert json.loads(json.dumps(command.to_json(config))) == command.to_json(config)
     argv = ["--config", str(path), "--model", "runs/mine"]
-    assert configs.parse(argv, "evaluate", configs.EvaluateConfig, needs_file=False).model == ("runs/mine",)
+    assert command.parse(argv, "evaluate", configs.EvaluateConfig, needs_file=False).model == ("runs/mine",)
     assert f"--config configs/eval/{path.name}" in path.read_text()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_published_number_is_of_something_measured(path):
-    config = configs.load_config(str(path))
+    config = command.load_config(str(path))
     measured = subsets(config)
     names = {*measured, *(f"{task}/{subset}" for task, of_task in measured.items() for subset in of_task)}
     assert set(config.paper) <= names and config.paper

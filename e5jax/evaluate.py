@@ -24,7 +24,7 @@ from e5jax.errors import UserError
 from e5jax.mteb_model import MtebModel, open_mteb_model
 from e5jax.records import existing
 from e5jax.results import Results, TaskResult
-from e5jax.task_run import run_task
+from e5jax.task_run import can_run, run_task
 
 
 PROG = "python -m e5jax.evaluate"
@@ -73,6 +73,8 @@ def _measure(name: str, todo: list, lengths: Sequence[int], folder: Path, config
         facts = {"max_length": config.max_length, "dtype": config.dtype}
     identity = facts | {"window": config.window, "rope_theta": config.rope_theta, "prompts": _which(config.prompts)}
     run = results.open_folder(folder, name, identity, config.paper)
+    if len(config.model) > 1:  # a baseline that only searches stands beside the others where it can
+        todo = [task for task in todo if can_run(model, task)]
     total = len(todo) + len(lengths)
     for number, task in enumerate(todo, 1):
         run = _once(run, folder, task.metadata.name, f"[{number}/{total}]", lambda task=task: run_task(model, task))

@@ -6,7 +6,7 @@ Shapes: Q queries, P passages of the pool.
 import dataclasses
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -86,19 +86,25 @@ def ranking_metrics(scores_QP: np.ndarray, relevant: Iterable[frozenset[int]]) -
     }
 
 
-def bm25_scores(heldout: HeldOut) -> np.ndarray:
-    """BM25 of the bare query against every passage -> [Q, P] (Lucene's variant, k1 1.5, b 0.75)."""
+def bm25(passages: Iterable[str]) -> Callable[[str], np.ndarray]:
+    """Lexical search: -> query -> float32 [P], the score of every passage (Lucene's BM25, k1 1.5, b 0.75)."""
     import bm25s  # half a second: only where a baseline is wanted
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it says a line at every index
     index = bm25s.BM25(method="lucene")
-    index.index([words(p) or ["∅"] for p in heldout.passages], show_progress=False)
-    known = index.vocab_dict
-    scores = np.zeros((len(heldout.queries), len(heldout.passages)), np.float32)
-    for row, query in enumerate(heldout.queries):
-        if terms := [word for word in words(query) if word in known]:
-            scores[row] = index.get_scores(terms)
+    index.index([words(passage) or ["∅"] for passage in passages], show_progress=False)
+    known, count = index.vocab_dict, index.scores["num_docs"]
+
+    def scores(query: str) -> np.ndarray:
+        terms = [word for word in words(query) if word in known]
+        return index.get_scores(terms) if terms else np.zeros(count, np.float32)
+
     return scores
+
+
+def bm25_scores(heldout: HeldOut) -> np.ndarray:
+    """BM25 of the bare query against every passage -> [Q, P]."""
+    return np.stack(list(map(bm25(heldout.passages), heldout.queries)))
 
 
 # Han, kana, Thai and Lao are written without spaces: each character is a word, as in Lucene's standard analysis.

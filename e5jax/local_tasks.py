@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from e5jax.errors import UserError
-from e5jax.records import BadRecord, Record, Source, _lines, read
+from e5jax.records import BadRecord, Record, Source, lines, read
 
 
 SPLITS = ("test", "dev", "train")  # of judgements; the first there is
@@ -137,7 +137,7 @@ def load(task: LocalTask) -> Search | Pairs | Labelled:
 def _read_beir(corpus_path: Path, queries_path: Path, judged_path: Path) -> Search:
     corpus, queries = _documents(corpus_path), _documents(queries_path)
     relevant: dict[str, dict[str, int]] = {}
-    for number, line in itertools.islice(_lines(judged_path), 1, None):  # after the header
+    for number, line in itertools.islice(lines(judged_path), 1, None):  # after the header
         where, cells = f"{judged_path}:{number}", line.rstrip("\r\n").split("\t")
         if len(cells) != 3:
             raise UserError(f"{where}: {len(cells)} cells; it must be query-id, corpus-id and score between tabs")
@@ -153,7 +153,7 @@ def _read_beir(corpus_path: Path, queries_path: Path, judged_path: Path) -> Sear
 
 def _documents(path: Path) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
-    for number, line in _lines(path):
+    for number, line in lines(path):
         where = f"{path}:{number}"
         try:
             fields = json.loads(line)
@@ -230,7 +230,7 @@ def _labelled(path: Path) -> Iterator[tuple[str, str, str]]:
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """The cells of each row after path:LINE, from the header on."""
     csv.field_size_limit(sys.maxsize)
-    table, number, empty = csv.reader((line for _, line in _lines(path)), strict=True), 1, True
+    table, number, empty = csv.reader((line for _, line in lines(path)), strict=True), 1, True
     try:
         for cells in table:
             empty = False

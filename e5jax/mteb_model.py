@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -147,7 +146,7 @@ class Bm25:
         self._ids = list(corpus["id"])
         texts = corpus["text"]
         titles = corpus["title"] if "title" in corpus.column_names else [""] * len(texts)
-        self._score = _bm25(f"{title or ''} {text}" for title, text in zip(titles, texts, strict=True))
+        self._score = heldout.bm25(f"{title or ''} {text}" for title, text in zip(titles, texts, strict=True))
 
     def search(
         self, queries, *, task_metadata, hf_split, hf_subset, top_k, encode_kwargs, num_proc, top_ranked=None, **_
@@ -162,7 +161,7 @@ class Bm25:
         for query, text in zip(queries["id"], _retrieval_texts(queries, PromptType.query), strict=True):
             scores = self._score(text)
             rows = np.arange(len(scores)) if top_ranked is None else np.array([row[id_] for id_ in top_ranked[query]])
-            # Documents without a common word stay in: mteb leaves out a query that finds nothing, and raises the mean.
+            # Documents without a common word stay in, as in mteb's own BM25.
             best = rows[np.argsort(-scores[rows], kind="stable")[:top_k]]
             found[query] = {self._ids[i]: float(scores[i]) for i in best}
         return found
@@ -174,22 +173,6 @@ class Bm25:
 
         about = {"name": "e5jax/bm25", "revision": "lucene", "model_type": ["sparse"], "use_instructions": False}
         return ModelMeta.create_empty(overwrites=about)
-
-
-def _bm25(passages: Iterable[str]) -> Callable[[str], np.ndarray]:
-    """-> query -> the score of every passage, as `heldout.bm25_scores` has them."""
-    import bm25s
-
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it says a line at every index
-    index = bm25s.BM25(method="lucene")
-    index.index([heldout.words(passage) or ["∅"] for passage in passages], show_progress=False)
-    known, count = index.vocab_dict, index.scores["num_docs"]
-
-    def scores(query: str) -> np.ndarray:
-        terms = [word for word in heldout.words(query) if word in known]
-        return index.get_scores(terms) if terms else np.zeros(count, np.float32)
-
-    return scores
 
 
 def _sentence_transformer(name: str, max_length: int | None, dtype: str | None, table: PromptTable):

@@ -147,7 +147,7 @@ def _window(rows: str) -> slice:
     return slice(*(part and int(part) for part in match.groups()))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends, split at line feeds alone: U+2028 belongs to the text."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -159,7 +159,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _jsonl(source: Source, paths: list[Path]) -> Iterator[Unit]:
-    for number, line in _lines(paths[0]):
+    for number, line in lines(paths[0]):
         try:
             fields = json.loads(line)
             if not isinstance(fields, dict):
@@ -171,7 +171,7 @@ def _jsonl(source: Source, paths: list[Path]) -> Iterator[Unit]:
 
 def _csv(source: Source, paths: list[Path]) -> Iterator[Unit]:
     csv.field_size_limit(sys.maxsize)  # passages outgrow the module's 131,072 characters
-    table = csv.reader((line for _, line in _lines(paths[0])), strict=True)
+    table = csv.reader((line for _, line in lines(paths[0])), strict=True)
     names, where = None, f"{paths[0]}:1"
     try:
         for cells in table:
@@ -233,7 +233,7 @@ def _tfds(source: Source, paths: list[Path]) -> Iterator[Unit]:
 def _squad(source: Source, paths: list[Path]) -> Iterator[Unit]:
     path = paths[0]
     try:
-        for article in json.loads("".join(line for _, line in _lines(path)))["data"]:
+        for article in json.loads("".join(line for _, line in lines(path)))["data"]:
             yield [
                 (f"{path}:question {qa['id']}", {"query": qa["question"], "positive": p["context"]})
                 for p in article["paragraphs"]
@@ -246,10 +246,10 @@ def _squad(source: Source, paths: list[Path]) -> Iterator[Unit]:
 
 
 def _bitext(source: Source, paths: list[Path]) -> Iterator[Unit]:
-    counts = [sum(1 for _ in _lines(path)) for path in paths]
+    counts = [sum(1 for _ in lines(path)) for path in paths]
     if counts[0] != counts[1]:
         raise UserError(f"{paths[0]}: {counts[0]} lines, but {paths[1]} has {counts[1]}")
-    for (number, query), (_, positive) in zip(*map(_lines, paths), strict=True):
+    for (number, query), (_, positive) in zip(*map(lines, paths), strict=True):
         fields = {"query": query, "positive": positive}
         fields = {k: v.removesuffix("\n").removesuffix("\r") for k, v in fields.items()}
         yield [(f"{paths[0]}:{number}", fields)]

@@ -52,10 +52,16 @@ def run_task(model, task) -> TaskResult:
     )
 
 
+def can_run(model, task) -> bool:
+    """Whether the model does such tasks; one that only searches does retrieval and reranking."""
+    search = require_mteb().abstasks.AbsTaskRetrieval
+    return hasattr(model, "encode") or all(isinstance(part, search) for part in parts(task))
+
+
 def _run(model, task) -> TaskResult:
     mteb = require_mteb()
     metadata = task.metadata
-    if not hasattr(model, "encode") and not isinstance(task, mteb.abstasks.AbsTaskRetrieval):
+    if not can_run(model, task):
         raise UserError(f"{metadata.name} is {metadata.type}, and {model.mteb_model_meta.name} can only search")
     fresh = type(task)(seed=task.seed)  # sampling draws from these, and every model is to get the same sample
     task.rng_state, task.np_rng = fresh.rng_state, fresh.np_rng

@@ -72,11 +72,13 @@ def _of_mteb(mteb, name: str) -> list:
 
 
 def _near(mteb, name: str, data_dir: Path | None, local: Mapping[str, LocalTask]) -> str:
+    if data_dir is None:
+        own = "; tasks in files need $E5JAX_DATA or --data-dir"
+    else:
+        own = "" if local else f"; {data_dir} has no tasks"
     theirs = mteb.get_tasks(modalities=["text"], exclusive_modality_filter=True, exclude_superseded=False)
     known = [*local, *(task.metadata.name for task in theirs), *(b.name for b in mteb.get_benchmarks())]
-    if near := nearest(name, known):
-        return near
-    return f"; {data_dir} has {', '.join(local) or 'none'}" if data_dir else "; tasks in your own files need --data-dir"
+    return (nearest(name, known) or (f"; {data_dir} has {', '.join(local)}" if local else "")) + own
 
 
 def mteb_task(local: LocalTask):

@@ -89,6 +89,7 @@ def test_every_type_of_task_runs_offline(model, task):
     assert set(result.prompt) == {"query", "passage"}
     if result.subsets:
         assert np.mean([*result.subsets.values()]) == pytest.approx(result.value, abs=1e-5)
+    assert ("score" in result.examples) == (task.metadata.type in ("Classification", "Reranking", "Retrieval"))
     if "score" in result.examples:
         assert len(result.examples["score"]) == result.n
         assert result.examples["score"].mean() == pytest.approx(result.value, abs=1e-6)
@@ -265,7 +266,7 @@ def test_bm25_scores_as_the_baseline_of_training_does(data):
     assert [sorted(b.values(), reverse=True) for b in best.values()] == np.sort(theirs)[:, :-4:-1].tolist()
 
 
-def test_a_search_that_finds_nothing_counts_as_nothing(tmp_path):
+def test_queries_without_a_known_word_are_counted(tmp_path):
     article = [{"context": "a cat", "qas": [{"id": "1", "question": "cat"}]}]
     article += [{"context": f"a dog {i}", "qas": [{"id": str(i), "question": "Hund"}]} for i in range(12)]
     (tmp_path / "en.json").write_text(json.dumps({"data": [{"paragraphs": article}]}))

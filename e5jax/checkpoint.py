@@ -12,7 +12,6 @@ from flax import nnx
 
 from e5jax import tensors
 from e5jax.errors import UserError
-from e5jax.files import write_json as write_json  # TODO
 
 
 class Checkpoints:

@@ -197,6 +197,9 @@ class EncodeConfig:
     """The field with the id; None: `_id` or `id` where there is one, else the number of the text, from 0."""
     split: str = "train"
     """Split of a TFDS dataset."""
+    side: Literal["query", "passage"] | None = None
+    """Whose prompt in the model's own files goes in front of the texts, where it has one. None: query with an
+    instruction or a task, else passage."""
     instruction: str | None = None
     """Put in front of every text, as the model's files want it: for queries, not for passages."""
     task: str | None = None
@@ -212,10 +215,12 @@ class EncodeConfig:
     shard_size: int = 16_384
     """Texts of a shard, which is also the window that is sorted by length and what an interruption costs."""
     part: str | None = None
-    """I/N: this process takes every N-th shard, from the I-th (0 to N-1). None: as jax.distributed has it."""
+    """I/N: this process takes every N-th shard, from the I-th (0 to N-1). None: its place among JAX's processes, where
+    jax.distributed was initialised; else all."""
 
     def __post_init__(self):
         _require(self.instruction is None or self.task is None, "give --instruction or --task, not both")
+        _require(self.max_length is None or self.max_length >= 8, f"max_length {self.max_length} is less than 8")
         _require(self.shard_size > 0, f"shard_size must be positive, got {self.shard_size}")
         _require(self.dims is None or self.dims > 0, f"dims must be positive, got {self.dims}")
         if self.part is not None:
@@ -238,8 +243,8 @@ class EvaluateConfig:
     model: tuple[str, ...] = ()
     """One or more of: what `Encoder.load` takes, bm25, or sentence-transformers:NAME."""
     tasks: tuple[str, ...] = ()
-    """Local tasks (stsb-en, xquad-de, tatoeba-fra, banking77, or a folder of your own), passkey, any mteb task or
-    benchmark name."""
+    """Local tasks (stsb-en, xquad-de, tatoeba-fra, banking77, or those of your files under --data-dir), passkey, any
+    mteb task or benchmark name."""
     data_dir: str | None = None
     """Folder of local tasks; None: $E5JAX_DATA."""
     prompts: str | None = None
@@ -265,7 +270,9 @@ class EvaluateConfig:
         _require(wanted, "give --model and --tasks, or --compare A B")
         _require(self.window is None or self.window >= 0, f"window must not be negative, got {self.window}")
         _require(self.rope_theta is None or self.rope_theta > 0, f"rope_theta must be positive, got {self.rope_theta}")
-        _require(min(self.passkey_lengths, default=64) >= 64, "passkey_lengths: a document takes at least 64 tokens")
+        _require(self.max_length is None or self.max_length >= 8, f"max_length {self.max_length} is less than 8")
+        fit = all(64 <= length <= 32_768 for length in self.passkey_lengths)
+        _require(fit, f"passkey_lengths are of 64 to 32768 tokens, got {self.passkey_lengths}")
 
 
 @frozen

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import reprlib
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -78,24 +77,29 @@ def count(corpus: Corpus) -> int | None:
 
 
 def fingerprint(corpus: Corpus) -> str | None:
-    """sha256 over the files' names, sizes, beginnings and ends; None for standard input."""
+    """A hash of the names and bytes of all files that are read; None for standard input."""
     if corpus.path == "-":
         return None
-    digest = hashlib.sha256()
     path = existing(corpus.path)
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
+    files = [path]
+    if path.is_dir():
+        prepared = (path / "dataset_info.json").exists()
+        files = sorted(p for p in path.iterdir() if p.is_file()) if prepared else _parquet_files(path)
+    digest = hashlib.blake2b(digest_size=32)
+    for file in files:
         with file.open("rb") as f:
-            digest.update(f.read(1 << 20))
-            f.seek(max(0, size - (1 << 20)))
-            digest.update(f.read())
+            digest.update(file.name.encode() + b"\0" + hashlib.file_digest(f, hashlib.blake2b).digest())
     return digest.hexdigest()
+
+
+def standard_input() -> BinaryIO:
+    """A reader of its own: whoever leaves sys.stdin's locked in a thread cannot end the process."""
+    return open(0, "rb", closefd=False)
 
 
 def _open(corpus: Corpus) -> _Opened:
     if corpus.path == "-":
-        return _Opened(rows=_lines("standard input", sys.stdin.buffer), parse=_plain, count=lambda: None)
+        return _Opened(rows=_lines("standard input", standard_input()), parse=_plain, count=lambda: None)
     path = existing(corpus.path)
     if (path / "dataset_info.json").exists():
         source = _tfds(path, corpus.split)

@@ -5,10 +5,11 @@ corpus → shards of texts → token ids, one shard ahead → bins → unit vect
 """
 
 import hashlib
+import queue
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -43,7 +44,8 @@ def encode(config: EncodeConfig) -> dict | None:
     vectors.check_folder(output)
     encoder = Encoder.load(config.model, max_length=config.max_length, dtype=config.dtype, mesh=local_mesh())
     dims = _dims(encoder.model.cfg.dim, config.dims, config.quantize)
-    before = "" if instruction is None else encoder.prompts.before_query(instruction)
+    side = config.side or ("passage" if instruction is None else "query")
+    before = encoder.prompts.passage if side == "passage" else encoder.prompts.before_query(instruction)
     job = {
         "model": config.model,
         "digest": encoder.digest,
@@ -117,11 +119,25 @@ def _tokenized(shards, encoder: Encoder, before: str) -> Iterator[tuple]:
 
 def _ahead(items: Iterator) -> Iterator:
     """The same items, the next one in the making while the last is used."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        following = pool.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = pool.submit(next, items, None)
-            yield item
+    made: queue.Queue = queue.Queue(maxsize=1)
+
+    def make():
+        try:
+            for item in items:
+                made.put((item, None))
+            made.put((None, None))
+        except BaseException as error:
+            made.put((None, error))
+
+    # A daemon, not a pool: Ctrl-C must not wait for the next line of a pipe.
+    threading.Thread(target=make, daemon=True).start()
+    while True:
+        item, error = made.get()
+        if error is not None:
+            raise error
+        if item is None:
+            return
+        yield item
 
 
 def _work(texts: int | None, size: int, part: int, parts: int, is_done) -> tuple[int | None, int]:

@@ -7,6 +7,7 @@ compiled whatever the texts; the answer comes back in their order and does not d
 import contextlib
 import dataclasses
 import logging
+import reprlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -36,22 +37,26 @@ logger = logging.getLogger(__name__)
 
 
 def pack_corpus(
-    lengths: np.ndarray, text: Callable[[int], np.ndarray], shards: int
+    lengths: np.ndarray, text: Callable[[int], np.ndarray], shards: int, small: bool
 ) -> Iterator[tuple[Bins, Rows, np.ndarray, np.ndarray]]:
-    """Texts -> (bins of one chunk, their rows, texts in them, index of each one's vector), a few shapes in all."""
+    """Texts -> (bins of one chunk, their rows, texts in them, index of each one's vector), a few shapes in all.
+
+    `small`: what fits in one row goes in a bin of one row. That is sooner done, and in less than float32 the last bits
+    depend on the shape of a bin.
+    """
     narrower = 0
     for width in WIDTHS:
         texts = np.flatnonzero((lengths > narrower) & (lengths <= width))
         narrower = width
         if len(texts):
-            yield from _pack_width(texts, lengths, text, shards, width)
+            yield from _pack_width(texts, lengths, text, shards, small, width)
 
 
-def _pack_width(texts, lengths, text, shards, width):
+def _pack_width(texts, lengths, text, shards, small, width):
     room = np.maximum(lengths[texts], SHORTEST)
     row, start = best_fit(room, np.full(len(texts), width))
     _, row = np.unique(row, return_inverse=True)  # rows in use, numbered from 0
-    alone = shards == 1 and width <= 512 and row.max(initial=0) == 0  # a query or two need not wait for a whole bin
+    alone = small and shards == 1 and width <= 512 and row.max(initial=0) == 0
     rows_a_bin = 1 if alone else max(1, BIN_TOKENS // width)
     shape = BinShape(
         chunks=1,
@@ -80,18 +85,20 @@ def encode_tokens(
     texts: Sequence[np.ndarray],
     dim: int,
     shards: int,
+    small: bool,
     tell: Callable[[np.ndarray], None],
 ) -> np.ndarray:
     """Token ids of each text -> float32 [len(texts), dim], in input order; `run(bins, rows)` is `embed` of a model.
 
-    `tell` is given the indices of texts as they are done. Raises UserError for a text longer than the widest row.
+    `small` as in `pack_corpus`; `tell` is given the indices of texts as they are done. Raises UserError for a text
+    longer than the widest row.
     """
     vectors = np.zeros((len(texts), dim), np.float32)
     lengths = np.array([len(t) for t in texts], np.int64)
     if lengths.max(initial=0) > WIDTHS[-1]:
         raise UserError(f"a text of {lengths.max():,} tokens cannot be encoded: at most {WIDTHS[-1]:,}")
     running = deque()
-    for bins, rows, which, at in pack_corpus(lengths, texts.__getitem__, shards):
+    for bins, rows, which, at in pack_corpus(lengths, texts.__getitem__, shards, small):
         running.append((run(bins, rows), which, at))
         if len(running) > AHEAD:
             _take(*running.popleft(), vectors, tell)
@@ -166,6 +173,8 @@ class Encoder:
         vectors, cut = [np.zeros((0, self.model.cfg.dim), np.float32)], 0
         texts = iter(texts)
         while window := list(islice(texts, WINDOW)):
+            if (odd := next((text for text in window if not isinstance(text, str)), None)) is not None:
+                raise UserError(f"encode takes texts, not {reprlib.repr(odd)}")
             ids, longer = self.tokenizer.encode_counting([before + text for text in window], self.max_length)
             vectors.append(self.encode_ids(ids, silent))
             cut += longer
@@ -188,7 +197,7 @@ class Encoder:
 
         shards = 1 if self.mesh is None else shard_count(self.mesh)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            return encode_tokens(run, ids, self.model.cfg.dim, shards, tell)
+            return encode_tokens(run, ids, self.model.cfg.dim, shards, self.dtype == jnp.float32, tell)
 
     def attending(self, window: int | None, rope_theta: float) -> "Encoder":
         """The same weights under another sliding window (None: none) and base of the rotary angles."""

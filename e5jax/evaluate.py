@@ -21,10 +21,12 @@ from e5jax.config import EvaluateConfig
 from e5jax.encode import local_mesh
 from e5jax.encoder import Encoder
 from e5jax.errors import UserError
-from e5jax.mteb_model import MtebModel, open_mteb_model
+from e5jax.mteb_model import BM25, SENTENCE_TRANSFORMERS, MtebModel, open_mteb_model
+from e5jax.prompts import load_table
 from e5jax.records import existing
 from e5jax.results import Results, TaskResult
-from e5jax.task_run import can_run, run_task
+from e5jax.task_run import can_run, fingerprint, run_task
+from e5jax.tensors import digest_files
 
 
 PROG = "python -m e5jax.evaluate"
@@ -37,6 +39,7 @@ def evaluate(config: EvaluateConfig) -> list[Results] | list[Difference]:
     """
     output = Path(config.output).expanduser()
     if config.compare is not None:
+        results.check_folder(output, "compare.json")
         a, b = (results.read_folder(Path(folder).expanduser()) for folder in config.compare)
         rows = compare.write(output, a, b)
         print(compare.report(a.model, b.model, rows))
@@ -48,6 +51,11 @@ def evaluate(config: EvaluateConfig) -> list[Results] | list[Difference]:
     folders = [output / _slug(name) for name in config.model] if len(config.model) > 1 else [output]
     if len(set(folders)) < len(folders):
         raise UserError(f"models of one name: {', '.join(config.model)}: measure them one at a time")
+    results.check_folder(output, "results.json" if len(folders) == 1 else "*/results.json")
+    load_table(config.prompts)
+    others = [name for name in config.model if name == BM25 or name.startswith(SENTENCE_TRANSFORMERS)]
+    if others and (lengths or config.window is not None or config.rope_theta is not None):
+        raise UserError(f"{others[0]}: passkey, --window and --rope-theta are for models that e5jax itself runs")
     runs = []
     for name, folder in zip(config.model, folders, strict=True):
         runs.append(_measure(name, todo, lengths, folder, config))
@@ -66,27 +74,37 @@ def _measure(name: str, todo: list, lengths: Sequence[int], folder: Path, config
     if isinstance(model, MtebModel):
         encoder = _attending(model.encoder, config.window, config.rope_theta)
         model = dataclasses.replace(model, encoder=encoder)
-        facts = {"digest": encoder.digest, "max_length": encoder.max_length, "dtype": jnp.dtype(encoder.dtype).name}
-    elif lengths or config.window is not None or config.rope_theta is not None:
-        raise UserError(f"{name}: passkey, --window and --rope-theta are for models that e5jax itself runs")
+        facts = {
+            "digest": encoder.digest,
+            "tokenizer": encoder.tokenizer.digest,
+            "own_prompts": dataclasses.asdict(encoder.prompts),
+            "max_length": encoder.max_length,
+            "dtype": jnp.dtype(encoder.dtype).name,
+        }
+    elif name == BM25:
+        facts = {}
     else:
-        facts = {"max_length": config.max_length, "dtype": config.dtype}
+        folder_digest = _digest(Path(name.removeprefix(SENTENCE_TRANSFORMERS)))
+        facts = {"digest": folder_digest, "max_length": config.max_length, "dtype": config.dtype}
     identity = facts | {"window": config.window, "rope_theta": config.rope_theta, "prompts": _which(config.prompts)}
     run = results.open_folder(folder, name, identity, config.paper)
     if len(config.model) > 1:  # a baseline that only searches stands beside the others where it can
         todo = [task for task in todo if can_run(model, task)]
     total = len(todo) + len(lengths)
     for number, task in enumerate(todo, 1):
-        run = _once(run, folder, task.metadata.name, f"[{number}/{total}]", lambda task=task: run_task(model, task))
+        measure = lambda task=task: run_task(model, task)
+        run = _once(run, folder, task.metadata.name, fingerprint(task), f"[{number}/{total}]", measure)
     for number, length in enumerate(lengths, len(todo) + 1):
         measure = lambda length=length: _passkey(model, length)
-        run = _once(run, folder, f"passkey-{length}", f"[{number}/{total}]", measure)
+        run = _once(run, folder, f"passkey-{length}", passkey.DATA, f"[{number}/{total}]", measure)
     return run
 
 
-def _once(run: Results, folder: Path, task: str, which: str, measure) -> Results:
-    """One task, unless the folder has it already."""
+def _once(run: Results, folder: Path, task: str, data: str, which: str, measure) -> Results:
+    """One task, unless the folder has it already; UserError where it has it on other data."""
     if (found := run.find(task)) is not None:
+        if found.data != data:
+            raise UserError(f"{folder} has {task} measured on other data ({found.data}; now {data}): another --output")
         print(f"{which} {task}: {found.metric} {found.value:.4f}, measured before", flush=True)
         return run
     start = time.monotonic()
@@ -108,12 +126,23 @@ def _attending(encoder: Encoder, window: int | None, rope_theta: float | None) -
 
 def _passkey(model: MtebModel, length: int) -> TaskResult:
     """Accuracy among 100 documents of one length, which the encoder reads whole."""
-    encoder, table = dataclasses.replace(model.encoder, max_length=length), model.table
-    queries, documents, right = passkey.make(length, encoder.tokenizer, seed=0)
-    asks = table.instructions is not None and (table.chosen or encoder.prompts.query is not None)
-    before = encoder.prompts.before_query(passkey.INSTRUCTION) if asks else ""
-    vectors = encoder.encode([before + query for query in queries]), encoder.encode(documents)
-    return passkey.task_result(length, passkey.accuracy(*vectors, right), {"query": before, "passage": ""})
+    encoder = dataclasses.replace(model.encoder, max_length=length)
+    ask = lambda side: model.before("passkey", "Retrieval", passkey.INSTRUCTION, (side,))
+    prompt = {side: ask(side) for side in ("query", "passage")}
+    # A prompt in front of documents takes from their length.
+    taken = len(encoder.tokenizer.encode([prompt["passage"]], length)[0]) if prompt["passage"] else 0
+    queries, documents, right = passkey.make(length - taken, encoder.tokenizer, passkey.SEED)
+    vectors = [
+        encoder.encode([prompt[side] + text for text in texts])
+        for side, texts in (("query", queries), ("passage", documents))
+    ]
+    return passkey.task_result(length, passkey.accuracy(*vectors, right), prompt)
+
+
+def _digest(folder: Path) -> str | None:
+    """Of a model in a folder of sentence-transformers; None for a name on the hub."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt"))
+    return digest_files(files) if folder.is_dir() else None
 
 
 def _which(table: str | None) -> str:

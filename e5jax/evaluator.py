@@ -25,7 +25,7 @@ class Evaluator:
 
         def encode(params, frozen, texts):
             run = lambda bins, rows: embed(graphdef, (params, frozen), bins, rows, dtype)
-            return encode_tokens(run, texts, dim, shards, silent)
+            return encode_tokens(run, texts, dim, shards, False, silent)
 
         tokens = [
             (tokenizer.encode(h.instructed, max_length), tokenizer.encode(h.passages, max_length)) for h in heldouts

@@ -47,6 +47,8 @@ class Parts:
     dtype: str
     """Of the weights; for adapters, of the base that they were trained beside."""
     prompts: dict[str, str]
+    digest: str
+    """As evaluations record it."""
 
 
 def export(config: ExportConfig) -> Path:
@@ -61,6 +63,9 @@ def export(config: ExportConfig) -> Path:
     results = None if config.results is None else model_card.read_results(Path(config.results).expanduser())
     run = find_run(Path(config.checkpoint).expanduser())
     parts = read_merged(config, run) if config.form == "merged" else read_adapter(config, run, output)
+    measured = (results or {}).get("identity", {}).get("digest")
+    if measured not in (None, parts.digest):
+        raise UserError(f"{config.results} measured another model, {results['model']}: its scores are not this one's")
     card = model_card.render(
         name=config.push_to_hub or output.name,
         form=config.form,
@@ -120,6 +125,7 @@ def read_merged(config: ExportConfig, run: model_card.Run | None) -> Parts:
         max_length=max_length,
         dtype=dtype,
         prompts=st_format.name_prompts(opened.prompts, run.tasks if run else ()),
+        digest=opened.digest,
     )
 
 
@@ -169,6 +175,7 @@ def read_adapter(config: ExportConfig, run: model_card.Run | None, output: Path)
         max_length=max_length,
         dtype=source["dtype"],
         prompts=st_format.name_prompts(Prompts(query=INSTRUCT), run.tasks),
+        digest=checkpoint.digest(run.step_dir),
     )
 
 

@@ -40,10 +40,13 @@ class Prompts:
     """In front of passages; the paper's models read them bare."""
 
     def before_query(self, task: str | None) -> str:
-        """What goes in front of a query; without a task, of a model that takes one, nothing."""
-        if task is not None:
-            return (self.query if self.query and "{task}" in self.query else INSTRUCT).replace("{task}", task)
-        return "" if self.query is None or "{task}" in self.query else self.query
+        """What goes in front of a query: the model's own words where they have no place for a task; else the task in
+        them, in the paper's template where it has none; without a task nothing.
+        """
+        template = INSTRUCT if self.query is None else self.query
+        if "{task}" not in template:
+            return template
+        return template.replace("{task}", task) if task else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

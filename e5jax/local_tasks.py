@@ -162,6 +162,10 @@ def _documents(path: Path) -> dict[str, tuple[str, str]]:
             raise UserError(f"{where}: not a JSON object with _id and text: {error!r}") from None
         if not all(isinstance(value, str) for value in (id_, title, text)):
             raise UserError(f"{where}: _id, title and text must be strings")
+        try:
+            f"{id_}{title}{text}".encode()  # JSON can spell half an emoji
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}: not valid Unicode: {error}") from None
         if id_ in found:
             raise UserError(f"{where}: _id {id_!r} stood in a line before")
         found[id_] = title, text

@@ -1,11 +1,13 @@
 """One door for every kind of model: a workdir, one of its checkpoints, a Hugging Face directory, a hub name."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from e5jax import checkpoint, hf, lora, peft_format, st_format
@@ -98,7 +100,7 @@ def _open_peft(st, mesh, dtype):
         tokenizer=Tokenizer.load(directory) if has_tokenizer else base.tokenizer,
         max_length=st.max_length or base.max_length,
         prompts=base.prompts if st.prompts == Prompts(query=None) else st.prompts,
-        digest=peft_format.digest(directory),
+        digest=hashlib.sha256(f"{peft_format.digest(directory)} {base.digest}".encode()).hexdigest(),
     )
 
 
@@ -171,7 +173,11 @@ def _with_params(make, step_dir, mesh, kind):
         nnx.to_pure_dict(params),
         nnx.to_pure_dict(shardings(params, mesh)) if mesh is not None else _one_device(params),
     )
-    nnx.replace_by_pure_dict(params, checkpoint.read_params(step_dir, placed))
+    read = checkpoint.read_params(step_dir, placed)
+    for path, leaf in flatten_dict(read, sep=".").items():
+        if not bool(jnp.isfinite(leaf).all()):
+            raise UserError(f"{step_dir}: {path} holds NaN or infinity: take an earlier checkpoint")
+    nnx.replace_by_pure_dict(params, read)
     return nnx.merge(graphdef, params, rest)
 
 

@@ -24,6 +24,7 @@ from e5jax.prompts import PromptTable, instruction, load_table
 from e5jax.tasks import require_mteb
 
 
+BM25 = "bm25"
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
 # mteb's prompt type, and our names of the texts it is about; None where both sides of a task are alike.
 SIDES = {"query": ("query",), "document": ("passage",), None: ("query", "passage")}
@@ -37,7 +38,7 @@ def open_mteb_model(name: str, *, max_length: int | None, dtype: str | None, mes
     """
     require_mteb()
     table = load_table(prompts)
-    if name == "bm25":
+    if name == BM25:
         return Bm25()
     if name.startswith(SENTENCE_TRANSFORMERS):
         if table.chosen and table.instructions is not None:
@@ -59,7 +60,8 @@ class MtebModel:
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **_) -> np.ndarray:
         """Batches of {"text": [...]} -> float32 [texts, D], unit norm, in order."""
         sides = SIDES[prompt_type and prompt_type.value]
-        before = self._before(task_metadata, sides)
+        name, kind = task_metadata.name, task_metadata.type
+        before = self.before(name, kind, _default(task_metadata), sides)
         _note(self.prompts_used, task_metadata, sides, before)
         texts = [before + text for batch in inputs for text in batch["text"]]
         encoder, vectors, cut = self.encoder, [], 0
@@ -76,8 +78,11 @@ class MtebModel:
             )
         return np.concatenate(vectors) if vectors else encoder.encode([])
 
-    def _before(self, metadata, sides: tuple[str, ...]) -> str:
-        """What goes in front of texts; an instruction only for models whose files take one, or where the user chose."""
+    def before(self, task: str, task_type: str, default: str, sides: tuple[str, ...]) -> str:
+        """What goes in front of texts; an instruction only for models whose files take one, or where the user chose.
+
+        `default` is the instruction of a task that the table lacks.
+        """
         prompts = self.encoder.prompts
         if self.table.instructions is None:
             return ""
@@ -85,7 +90,7 @@ class MtebModel:
             return prompts.passage
         if not self.table.chosen and "{task}" not in (prompts.query or ""):
             return prompts.before_query(None)
-        return prompts.before_query(instruction(self.table, metadata.name, metadata.type, _default(metadata)))
+        return prompts.before_query(instruction(self.table, task, task_type, default))
 
     def similarity(self, embeddings1, embeddings2):
         """Cosines [A, B] of vectors [A, D] and [B, D]."""

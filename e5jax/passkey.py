@@ -18,6 +18,8 @@ from e5jax.results import Results, TaskResult
 
 
 DOCUMENTS, QUERIES = 100, 50
+SEED = 0
+DATA = f"{QUERIES} of {DOCUMENTS} people, seed {SEED}"
 METRIC = "top1_accuracy"
 # The paper names no instruction for this task, nor does mteb for its LEMBPasskeyRetrieval.
 INSTRUCTION = "Given a question, retrieve passages that answer the question"
@@ -150,6 +152,7 @@ def task_result(length: int, hits: np.ndarray, prompt: dict[str, str]) -> TaskRe
         n=len(hits),
         subsets={},
         prompt=prompt,
+        data=DATA,
         examples={"score": hits},
     )
 

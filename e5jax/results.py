@@ -44,6 +44,8 @@ class TaskResult:
     """The score in each language; {} where there is one."""
     prompt: dict[str, str]
     """What stood in front of the texts: {"query": ..., "passage": ...}."""
+    data: str
+    """What it was measured on: a fingerprint of local files; revision, languages and splits of mteb's data."""
     examples: dict[str, np.ndarray]
     """{"score": [n]} whose mean is `value`, or {"predicted": [n], "gold": [n]} whose Spearman correlation is; or {}.
     Their order is the task's own."""
@@ -82,14 +84,21 @@ def open_folder(folder: Path, model: str, identity: dict, paper: Mapping[str, fl
             show = lambda settings, key: reprlib.repr(settings.get(key))
             said = "; ".join(f"{key} is {show(theirs, key)} there and {show(mine, key)} here" for key in differ)
             raise UserError(f"{folder} holds another evaluation: {said}. Choose another --output, or remove this one")
-        run = dataclasses.replace(stored, paper=paper)
+        run = dataclasses.replace(stored, paper=stored.paper | paper)
     else:
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UserError(f"{folder} holds something else than results: choose another --output")
+        check_folder(folder, "results.json")
         run = Results(model=model, identity=identity, results=(), paper=paper, versions={})
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "results.json", _to_json(run))
     return run
+
+
+def check_folder(folder: Path, own: str) -> None:
+    """UserError where a folder has files and none of them is `own` (a pattern): they are somebody else's."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --output")
+    if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(own)):
+        raise UserError(f"{folder} holds something else than results: choose another --output")
 
 
 def add(folder: Path, run: Results, result: TaskResult) -> Results:
@@ -238,7 +247,8 @@ def _to_json(run: Results) -> dict:
 
 def _from_json(row: dict, examples: dict[str, np.ndarray]) -> TaskResult:
     fields = {key: row[key] for key in ("task", "metric", "value", "n")}
-    return TaskResult(**fields, subsets=row.get("subsets", {}), prompt=row.get("prompt", {}), examples=examples)
+    more = {"subsets": row.get("subsets", {}), "prompt": row.get("prompt", {}), "data": row.get("data", "")}
+    return TaskResult(**fields, **more, examples=examples)
 
 
 def _published(row: dict) -> dict[str, float]:
@@ -253,7 +263,7 @@ def _examples_path(folder: Path, task: str) -> Path:
 def _write_examples(folder: Path, result: TaskResult) -> None:
     path = _examples_path(folder, result.task)
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = files.partial(path)
     with partial.open("wb") as file:
         np.savez_compressed(file, **result.examples)
     os.replace(partial, path)

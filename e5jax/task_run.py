@@ -17,6 +17,7 @@ import numpy as np
 from e5jax.errors import FailedError, UserError
 from e5jax.results import TaskResult
 from e5jax.tasks import parts, require_mteb
+from e5jax.tensors import digest_files
 
 
 BATCH = 64  # texts a batch of a sentence-transformers model
@@ -48,8 +49,22 @@ def run_task(model, task) -> TaskResult:
         n=sum(run.n for run in runs),
         subsets={run.task: run.value for run in runs},
         prompt=runs[0].prompt,
+        data=fingerprint(task),
         examples=_together([run.examples for run in runs]),
     )
+
+
+def fingerprint(task) -> str:
+    """What a task is measured on: scores on other data are other scores."""
+    return "; ".join(map(_data_of, parts(task)))
+
+
+def _data_of(task) -> str:
+    files = getattr(task, "files", ())
+    if files:
+        return f"files {digest_files(sorted(files))[:16]}"
+    metadata = task.metadata
+    return f"{metadata.dataset['revision']} {' '.join(sorted(task.hf_subsets))} {' '.join(sorted(task.eval_splits))}"
 
 
 def can_run(model, task) -> bool:
@@ -94,6 +109,7 @@ def _run(model, task) -> TaskResult:
         n=count,
         subsets=by_subset if len(by_subset) > 1 else {},
         prompt={"query": "", "passage": ""} | model.prompts_used.get(metadata.name, {}),
+        data=fingerprint(task),
         examples=examples,
     )
 

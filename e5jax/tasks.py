@@ -43,7 +43,12 @@ def resolve(names: Sequence[str], data_dir: Path | None) -> list:
         if not found:
             raise UserError(f"no task or benchmark {name!r}{_near(mteb, name, data_dir, local)}")
         for task in found:
-            tasks[task.metadata.name, tuple(task.hf_subsets)] = task
+            other = tasks.setdefault(task.metadata.name, task)
+            if (other.hf_subsets, other.eval_splits) != (task.hf_subsets, task.eval_splits):
+                raise UserError(
+                    f"{task.metadata.name} is asked for twice, with different languages or splits: "
+                    "measure it in two calls, with an --output for each"
+                )
     tasks = list(tasks.values())
     for task in tasks:
         if list(modalities := task.metadata.modalities) != ["text"]:
@@ -104,7 +109,7 @@ def mteb_task(local: LocalTask):
         main_score=form.main_score,
     )
     base = getattr(mteb.abstasks, f"AbsTask{form.type}")
-    return type("LocalTask", (base,), {"metadata": metadata, "load_data": load_data})()
+    return type("LocalTask", (base,), {"metadata": metadata, "load_data": load_data, "files": local.paths})()
 
 
 def _language(code: str) -> str:

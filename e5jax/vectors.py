@@ -8,6 +8,7 @@ D/index.json           {"count", "dims", "dtype", "shards", ...}, once every sha
 Shards are written by any number of processes in any order; whoever finds all of them there writes the index.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from e5jax.errors import UserError
-from e5jax.files import write_json, write_text
+from e5jax.files import partial, write_json, write_text
 
 
 def check_folder(directory: Path) -> None:
@@ -34,7 +35,11 @@ def open_job(directory: Path, job: dict) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            write_json(file, job)
+            aside = partial(file)
+            write_json(aside, job)
+            with contextlib.suppress(FileExistsError):  # another process was faster: its job counts
+                os.link(aside, file)
+            aside.unlink()
         stored = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} cannot be used: {error}") from error
@@ -51,9 +56,10 @@ def is_done(directory: Path, shard: int) -> bool:
 
 def write_shard(directory: Path, shard: int, ids: list, vectors: np.ndarray, facts: dict) -> None:
     """Vectors, then what is known of them: ids and `facts`, each whole or not at all."""
-    partial = directory / f".vectors-{shard:05}.{os.getpid()}.npy"
-    np.save(partial, vectors, allow_pickle=False)
-    os.replace(partial, _vectors(directory, shard))
+    aside = partial(_vectors(directory, shard))
+    with aside.open("wb") as file:
+        np.save(file, vectors, allow_pickle=False)
+    os.replace(aside, _vectors(directory, shard))
     write_text(_ids(directory, shard), json.dumps({"ids": ids, **facts}, ensure_ascii=False))
 
 
@@ -63,7 +69,12 @@ def read_facts(directory: Path, shard: int) -> dict:
 
 
 def write_index(directory: Path, shards: int) -> dict | None:
-    """The index over all shards, once every one is there; None before that."""
+    """The index over all shards, once every one is there; None before that.
+
+    Raises UserError where there are more than that: the input was longer when they were made.
+    """
+    if is_done(directory, shards):
+        raise UserError(f"{directory} has more than the {shards} shards of this input, which was longer before")
     if not all(is_done(directory, shard) for shard in range(shards)):
         return None
     job = json.loads((directory / "job.json").read_text(encoding="utf-8"))

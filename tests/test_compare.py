@@ -19,7 +19,7 @@ NEAR, FAR = GOLD + RNG.normal(0, 1.0, 300), GOLD + RNG.normal(0, 2.0, 300)
 def scored(scores, task="t", **changes):
     scores = np.asarray(scores, np.float64)
     fields = {"task": task, "metric": "accuracy", "value": float(scores.mean()), "n": len(scores)}
-    return TaskResult(**{**fields, "subsets": {}, "prompt": {}, "examples": {"score": scores}, **changes})
+    return TaskResult(**{**fields, "subsets": {}, "prompt": {}, "data": "", "examples": {"score": scores}, **changes})
 
 
 def rated(predicted, gold=GOLD):
@@ -116,8 +116,8 @@ def test_a_difference_inside_the_interval_says_so():
         (scored([0]), scored([1]), "a single example"),
         (rated(NEAR), rated(FAR, gold=GOLD[::-1]), "the examples are not the same"),
         (
-            scored([0, 1], examples={"score": np.array([0.0, 1.0]), "id": np.array(["p", "q"])}),
-            scored([0, 1], examples={"score": np.array([0.0, 1.0]), "id": np.array(["q", "p"])}),
+            scored([0, 1], data="files 1"),
+            scored([0, 1], data="files 2"),
             "the examples are not the same",
         ),
         (scored([0, 1]), rated(NEAR), "the examples were scored in different ways"),

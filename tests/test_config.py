@@ -12,6 +12,7 @@ from e5jax import command
 from e5jax import config as configs
 from e5jax import train as training
 from e5jax.errors import UserError
+from e5jax.synthetic.config import SynthesizeConfig
 
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +34,10 @@ def run(capfd, *argv):
 def test_every_config_loads_and_is_plain_json(path, monkeypatch):
     monkeypatch.setenv("E5JAX_DATA", "/data")
     config = command.load_config(str(path))
-    assert isinstance(config, configs.TrainConfig)
+    kind = SynthesizeConfig if path.stem.startswith("synthesize") else configs.TrainConfig
+    assert isinstance(config, kind)
     assert json.loads(json.dumps(command.to_json(config))) == command.to_json(config)
-    assert command.parse(["--config", str(path)], "train", configs.TrainConfig, needs_file=True) == config
+    assert command.parse(["--config", str(path)], "command", kind, needs_file=True) == config
 
 
 def test_the_paper_s_numbers_stand_in_its_config():

@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 
 import pyarrow as pa
 import pytest
@@ -52,7 +51,7 @@ def parquet_folder(tmp_path, monkeypatch):
 
 def stdin(tmp_path, monkeypatch):
     data = "\r\n".join([*TEXTS, ""]).encode()
-    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BytesIO(data)}))
+    monkeypatch.setattr(corpus, "standard_input", lambda: io.BytesIO(data))
     return "-"
 
 
@@ -152,5 +151,6 @@ def test_the_fingerprint_changes_with_the_file(tmp_path):
     path.write_text("one\n")
     first = corpus.fingerprint(source(path))
     assert first == corpus.fingerprint(source(path))
-    path.write_text("two\n")
-    assert corpus.fingerprint(source(path)) != first
+    for changed in ("two\n", "oNe\n"):
+        path.write_text(changed)
+        assert corpus.fingerprint(source(path)) != first

@@ -1,5 +1,7 @@
 """The encode command: corpora to shards of vectors, resumable, shared among processes."""
 
+import dataclasses
+import io
 import json
 import os
 import signal
@@ -14,6 +16,7 @@ import pytest
 from flax import nnx
 
 import e5jax
+from e5jax import corpus as corpora
 from e5jax import encode, formats, hf, vectors
 from e5jax.decoder import Decoder
 from e5jax.sharding import make_mesh
@@ -102,11 +105,9 @@ def test_a_killed_job_goes_on_to_the_same_bytes(model, corpus, tmp_path):
 
 
 def test_standard_input_is_read_and_checked_when_the_job_goes_on(model, tmp_path, monkeypatch, capsys):
-    import io
-
     def piped(lines):
         data = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
-        monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": data}))
+        monkeypatch.setattr(corpora, "standard_input", lambda: data)
 
     piped(TEXTS[:40])
     assert run(model, "-", tmp_path / "v") == 0
@@ -159,3 +160,23 @@ def test_a_bad_line_stops_the_job_by_name_and_keeps_what_is_done(model, corpus, 
     assert run(model, corpus, tmp_path / "v") == 2
     assert "corpus.jsonl:101: not UTF-8" in capsys.readouterr().err
     assert vectors.is_done(tmp_path / "v", 2) and not (tmp_path / "v" / "index.json").exists()
+
+
+def test_a_shorter_input_does_not_cut_a_finished_folder(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(corpora, "standard_input", lambda: io.BytesIO("\n".join(TEXTS).encode()))
+    assert run(model, "-", tmp_path / "v") == 0
+    monkeypatch.setattr(corpora, "standard_input", lambda: io.BytesIO(b""))
+    assert run(model, "-", tmp_path / "v") == 2
+    assert "longer before" in capsys.readouterr().err
+    assert len(vectors.load(tmp_path / "v")[0]) == 100
+
+
+def test_a_model_s_own_words_go_in_front_of_the_side_they_are_for(model, corpus, encoder, tmp_path, monkeypatch):
+    load, fixed = e5jax.Encoder.load, formats.Prompts(query="query: ", passage="passage: ")
+    with_prompts = lambda *args, **options: dataclasses.replace(load(*args, **options), prompts=fixed)
+    monkeypatch.setattr(encode.Encoder, "load", with_prompts)
+    for side, more in (("passage", []), ("query", ["--side", "query"]), ("query", ["--instruction", "Find."])):
+        output = tmp_path / "-".join([side, *more])
+        assert run(model, corpus, output, *more) == 0
+        expected = encoder.encode([f"{side}: {text}" for text in TEXTS])
+        np.testing.assert_allclose(vectors.load(output)[1], expected, atol=1e-5)

@@ -75,7 +75,7 @@ def test_many_short_texts_use_few_shapes(encoder):
     lengths = rng.integers(1, 513, 3000)
     tokens = [np.full(n, 7, np.int32) for n in lengths]
     shapes, seen = set(), []
-    for bins, rows, which, _ in encoders.pack_corpus(lengths, tokens.__getitem__, shards=2):
+    for bins, rows, which, _ in encoders.pack_corpus(lengths, tokens.__getitem__, shards=2, small=True):
         shapes.add((rows, bins.tokens_CST.shape, bins.last_CSN.shape))
         seen.extend(which.tolist())
     assert len(shapes) <= 2 and sorted(seen) == list(range(3000))
@@ -93,7 +93,7 @@ def test_an_adapter_in_peft_s_format_is_merged_into_the_base_it_names(folder, tm
     graphdef, state = nnx.split(beside)
     run = lambda bins, rows: encoders.embed(graphdef, (state,), bins, rows, jnp.dtype("float32"))
     unmerged = encoders.encode_tokens(
-        run, encoder.tokenizer.encode(TEXTS, 512), CFG.dim, shards=1, tell=encoders.silent
+        run, encoder.tokenizer.encode(TEXTS, 512), CFG.dim, shards=1, small=True, tell=encoders.silent
     )
     np.testing.assert_allclose(adapted.encode(TEXTS), unmerged, atol=1e-5)
     assert np.abs(unmerged - encoder.encode(TEXTS)).max() > 0.01
@@ -110,6 +110,8 @@ def test_a_text_as_long_as_the_passkey_s_longest_fits_and_one_text_is_no_list(fo
     np.testing.assert_allclose(vectors[1], encoder.encode(["short"])[0], atol=1e-5)
     with pytest.raises(UserError, match="a list of texts"):
         encoder.encode("short")
+    with pytest.raises(UserError, match="texts, not 3"):
+        encoder.encode(["short", 3])
     with pytest.raises(UserError, match="32768"):
         e5jax.Encoder.load(str(folder), max_length=32_769)
 
@@ -131,7 +133,7 @@ def test_any_texts_compile_at_most_eight_shapes(encoder):
     shapes = set()
     for batch in batches:
         tokens = [np.full(n, 7, np.int32) for n in batch]
-        for bins, rows, _, _ in encoders.pack_corpus(batch, tokens.__getitem__, shards=1):
+        for bins, rows, _, _ in encoders.pack_corpus(batch, tokens.__getitem__, shards=1, small=True):
             shapes.add((rows, bins.tokens_CST.shape, bins.last_CSN.shape))
     assert len(shapes) <= 8
 
@@ -142,3 +144,10 @@ def test_another_window_and_rope_base_change_the_vectors_of_long_texts_alone(enc
     for other in (wider, turned):
         assert np.abs(other.encode(["long " * 60]) - encoder.encode(["long " * 60])).max() > 1e-4
     np.testing.assert_array_equal(wider.encode(["short"]), encoder.encode(["short"]))
+
+
+def test_in_bfloat16_too_a_vector_does_not_depend_on_what_else_is_encoded(folder):
+    encoder = e5jax.Encoder.load(str(folder), dtype="bfloat16")
+    together = encoder.encode(TEXTS)
+    for text, vector in zip(TEXTS, together, strict=True):
+        np.testing.assert_allclose(encoder.encode([text])[0], vector, atol=1e-5)

@@ -89,7 +89,7 @@ def test_passkey_has_the_paper_s_lengths_and_first_line():
     config = load("passkey")
     line = dict(zip(passkey.LENGTHS, passkey.PAPER["window 4k, base 10⁴"], strict=True))
     assert config.paper == {f"passkey-{length}": percent for length, percent in line.items()}
-    assert config.passkey_lengths == passkey.LENGTHS and config.max_length == 32_768
+    assert config.passkey_lengths == passkey.LENGTHS
 
 
 def test_local_tasks_are_those_in_the_data_folder(data_dir):

@@ -1,7 +1,9 @@
 """The evaluate command: names of models and tasks in, a table of results out, nothing measured twice."""
 
+import dataclasses
 import itertools
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +90,8 @@ def test_several_models_share_a_table_and_a_picture_and_can_be_compared(models, 
     assert run(models, data, tmp_path / "r", model=["one", "two", "bm25"]) == 0
     table = (tmp_path / "r" / "results.md").read_text()
     similarity = next(line for line in table.splitlines() if "alike-en" in line)
-    assert "bm25" in table and similarity.endswith("| – |")  # it only searches (tmp_path / "r" / "results.png").stat().st_size > 5_000
+    assert "bm25" in table and similarity.endswith("| – |")  # it only searches
+    assert (tmp_path / "r" / "results.png").stat().st_size > 5_000
     folders = sorted(path.parent for path in (tmp_path / "r").glob("*/results.json"))
     assert len(folders) == 3
     capsys.readouterr()
@@ -128,3 +131,34 @@ def test_a_task_that_cannot_be_run_is_refused_before_any_model_is_opened(tasks, 
     assert run(tmp_path, data, tmp_path / "r", model=["no model at all"], tasks=tasks) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_a_task_whose_files_changed_is_not_taken_for_measured(models, data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    assert run(models, tmp_path / "data", tmp_path / "r", tasks=["alike-en"]) == 0
+    (tmp_path / "data" / "alike" / "en-test.csv").write_text('"a","b",1\n"c","d",2\n"e","f",0\n')
+    assert run(models, tmp_path / "data", tmp_path / "r", tasks=["alike-en"]) == 2
+    assert "measured on other data" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone_whatever_is_asked_for(models, data, tmp_path, capsys):
+    (tmp_path / "results.md").write_text("a training run's")
+    (tmp_path / "config.json").write_text("{}")
+    for more in ({"model": ["one"]}, {"model": ["one", "two"]}):
+        assert run(models, data, tmp_path, **more) == 2
+        assert "something else than results" in capsys.readouterr().err
+    assert (tmp_path / "results.md").read_text() == "a training run's"
+
+
+def test_the_passkey_task_heeds_the_models_own_prompts(models, data, tmp_path, monkeypatch):
+    fixed = formats.Prompts(query="query: ", passage="passage: ")
+    whole = evaluate.open_mteb_model
+
+    def with_prompts(*args, **options):
+        model = whole(*args, **options)
+        return dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, prompts=fixed))
+
+    monkeypatch.setattr(evaluate, "open_mteb_model", with_prompts)
+    assert run(models, data, tmp_path / "r", "--passkey-lengths", "256", tasks=["passkey"]) == 0
+    (row,) = json.loads((tmp_path / "r" / "results.json").read_text())["results"]
+    assert row["prompt"] == {"query": "query: ", "passage": "passage: "}

@@ -22,6 +22,7 @@ STS = TaskResult(
     n=1379,
     subsets={},
     prompt={"query": "Instruct: similar\nQuery: ", "passage": ""},
+    data="files 0123",
     examples={"predicted": np.array([0.1, 0.5, 0.3]), "gold": np.array([1.0, 5.0, 3.0])},
 )
 MIRACL = TaskResult(
@@ -31,6 +32,7 @@ MIRACL = TaskResult(
     n=30,
     subsets={"ar": 0.8, "bn": 0.6, "de": 0.1},
     prompt={},
+    data="r1 ar bn de dev",
     examples={},
 )
 
@@ -40,7 +42,7 @@ def open_(folder, **changes):
 
 
 def task(name, value, metric="accuracy"):
-    return TaskResult(task=name, metric=metric, value=value, n=10, subsets={}, prompt={}, examples={})
+    return TaskResult(task=name, metric=metric, value=value, n=10, subsets={}, prompt={}, data="", examples={})
 
 
 def run_of(model, *found, paper=()):
@@ -81,6 +83,7 @@ def test_results_json_is_what_programs_were_promised(tmp_path):
             "value": 0.875,
             "n": 1379,
             "prompt": {"query": "Instruct: similar\nQuery: ", "passage": ""},
+            "data": "files 0123",
             "paper": 0.886,
         },
         {
@@ -89,6 +92,7 @@ def test_results_json_is_what_programs_were_promised(tmp_path):
             "value": 0.5,
             "n": 30,
             "subsets": {"ar": 0.8, "bn": 0.6, "de": 0.1},
+            "data": "r1 ar bn de dev",
             "paper_subsets": {"ar": 0.733, "bn": 0.703},
         },
     ]
@@ -145,7 +149,7 @@ def test_nothing_of_the_user_s_is_written_over(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds something else than results"):
         open_(tmp_path)
-    with pytest.raises(UserError, match="holds something else than results"):
+    with pytest.raises(UserError, match="is a file"):
         open_(tmp_path / "thesis.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 

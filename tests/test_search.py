@@ -64,11 +64,11 @@ def test_scores_are_float32_products_whatever_the_shortlist_was_drawn_up_in():
     np.testing.assert_array_equal(ids, by_sorting(queries, corpus, 10)[1])
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e15])
+@pytest.mark.parametrize("scale", [1.0, 2.0**-80, 2.0**50])
 def test_vectors_that_bfloat16_cannot_tell_apart_are_told_apart(scale):
     queries = np.ones((3, 4), np.float32)
     corpus = np.ones((N, 4), np.float32)
-    corpus[:, 0] += np.random.default_rng(0).permutation(N) * np.float32(1e-6)
+    corpus[:, 0] += np.random.default_rng(0).permutation(N) * np.float32(6e-7)  # at most 1.0036: in bfloat16 all are 1
     corpus *= np.float32(scale)
     np.testing.assert_array_equal(top_k(queries, corpus, 10)[1], by_sorting(queries, corpus, 10)[1])
 
@@ -80,6 +80,14 @@ def test_equal_vectors_come_with_equal_scores_and_the_lower_id_first():
     assert (scores == scores[:, :, :1]).all() and (np.diff(ids) > 0).all()
 
 
+def test_scores_that_only_bfloat16_tells_apart_stand_by_id():
+    parts = np.random.default_rng(0).integers(200, 800, N).astype(np.float32)  # most are no bfloat16
+    sums = np.where(np.arange(N) % 100 == 0, np.float32(2_000), np.float32(500))
+    corpus = np.stack([parts, sums - parts], 1)
+    scores, ids = top_k(np.ones((3, 2), np.float32), corpus, 10)
+    assert (scores == 2_000).all() and (ids == np.arange(0, 1_000, 100)).all()
+
+
 @pytest.mark.parametrize("component", [1.00390, 1.0117, -1.00391, 0.7])
 def test_the_bound_on_rounding_covers_the_worst_of_it(component):
     dim = 64
@@ -88,7 +96,7 @@ def test_the_bound_on_rounding_covers_the_worst_of_it(component):
         vector = jnp.full((1, dim), other, jnp.float32)
         rough = e5jax.search._scores(query.astype(jnp.bfloat16), vector.astype(jnp.bfloat16))[0, 0]
         off = abs(float(rough) - dim * float(query[0, 0]) * float(vector[0, 0]))
-        assert off <= e5jax.search._rounding(query, e5jax.search._norm(vector)[0])[0]
+        assert off <= jax.jit(e5jax.search._rounding)(query, e5jax.search._norm(vector)[0])[0]
 
 
 def test_the_bound_on_rounding_is_tight_enough_to_prove_most_shortlists():

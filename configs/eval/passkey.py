@@ -19,7 +19,6 @@ def get_config() -> EvaluateConfig:
         output="runs/eval/passkey",
         model=("intfloat/e5-mistral-7b-instruct",),
         tasks=("passkey",),
-        max_length=max(PAPER),
         passkey_lengths=tuple(PAPER),
         paper={f"passkey-{length}": percent for length, percent in PAPER.items()},
     )

@@ -677,3 +677,40 @@ def test_the_command_takes_words_and_exits_as_the_others_do(run, tmp_path, capsy
     with pytest.raises(SystemExit) as exit:
         exporting.main(["--checkpoint", str(run), "--output", str(out), "--form", "onnx"])
     assert exit.value.code == 2
+
+
+def test_scores_of_another_model_are_not_put_into_its_card(run, folder):
+    scores = RESULTS | {"identity": {"digest": "0123"}}
+    (folder / "others.json").write_text(json.dumps(scores))
+    with pytest.raises(UserError, match="measured another model"):
+        exported_to(folder / "not_its_scores", run, results=str(folder / "others.json"))
+    assert not (folder / "not_its_scores").exists()
+    own = RESULTS | {"identity": {"digest": e5jax.Encoder.load(str(run)).digest}}
+    (folder / "own.json").write_text(json.dumps(own))
+    exported_to(folder / "its_scores", run, results=str(folder / "own.json"))
+
+
+def test_an_adapter_on_another_base_is_another_model(exported, folder, tokenizer):
+    moved = shutil.copytree(exported["adapter"], folder / "on_another_base")
+    save_base(folder / "Other-Base", tokenizer, CFG)
+    settings = json.loads((moved / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(folder / "Other-Base")
+    (moved / "adapter_config.json").write_text(json.dumps(settings))
+    first = e5jax.Encoder.load(str(moved)).digest
+    shutil.rmtree(folder / "Other-Base")
+    save_base(folder / "Other-Base", tokenizer, dataclasses.replace(CFG, rope_theta=CFG.rope_theta * 2))
+    assert e5jax.Encoder.load(str(moved)).digest != first
+
+
+def test_nan_in_a_checkpoint_is_refused_by_name(folder, tokenizer, monkeypatch):
+    broken = make_run(config(folder / "nan_run", lora=None), tokenizer, CFG, None)
+    read = checkpoint.read_params
+
+    def with_nan(step_dir, abstract):
+        params = read(step_dir, abstract)
+        params["embed"] = params["embed"].at[3, 2].set(np.nan)
+        return params
+
+    monkeypatch.setattr(checkpoint, "read_params", with_nan)
+    with pytest.raises(UserError, match="embed holds NaN"):
+        e5jax.Encoder.load(str(broken))

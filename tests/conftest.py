@@ -5,6 +5,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never leave the machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads fight with the other worker's
 
 import jax
 

@@ -98,7 +98,7 @@ def entry(line: bytes) -> dict[str, Any] | None:
 
 
 def example(entry: dict[str, Any], rules: Rules) -> Example | Rejected:
-    """The example that an entry of kind `example` holds."""
+    """The example that an entry of kind `example` or `ranking` holds."""
     request = entry["request"]
     named = {"key": entry["key"], "task_type": request["task_type"]}
     try:
@@ -110,9 +110,9 @@ def example(entry: dict[str, Any], rules: Rules) -> Example | Rejected:
 
 
 def _example(entry: dict, request: dict, rules: Rules) -> Example:
-    if request["task_type"] not in task_types.TYPES:
+    if request["task_type"] not in task_types.ALL:
         raise _Rejection("unknown task type", reprlib.repr(request["task_type"]))
-    kind = task_types.TYPES[request["task_type"]]
+    kind = task_types.ALL[request["task_type"]]
     versions = rules.prompt_versions[kind.name]
     if request["prompt_version"] not in versions:
         raise _Rejection("other prompt version", f"{request['prompt_version']}, not {' or '.join(versions)}")
@@ -129,12 +129,16 @@ def _example(entry: dict, request: dict, rules: Rules) -> Example:
         if len(text) > rules.max_characters:
             raise _Rejection("too long", f"{name} has {len(text):,} characters")
     drawn = request["drawn"]
-    record = kind.record(drawn, fields)
+    try:
+        record = kind.record(drawn, fields)
+    except ValueError as error:
+        raise _Rejection("not a ranking", str(error)) from None
+    record = {name: text if isinstance(text, list) else clean(text) for name, text in record.items()}
     query, passages = record["query"], [record["positive"], *record["negatives"]]
     forms = [normal(text) for text in (query, *passages)]
     if len(set(forms)) < len(forms):
         raise _Rejection("same text twice", "query, positive and negative are not three texts")
-    languages = tuple(drawn[placeholder] for placeholder in kind.languages)
+    languages = tuple(drawn[placeholder] for placeholder in kind.languages) or (task_types.ANY_LANGUAGE,)
     if rules.check_language:
         for text, language in [(query, languages[0]), *((text, languages[-1]) for text in passages)]:
             if other := written_in.another_language(text, language):

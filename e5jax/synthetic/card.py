@@ -1,7 +1,7 @@
 """The Markdown card of a dataset: what is in it, where it comes from, what may be done with it."""
 
 from e5jax.synthetic.languages import NAMES
-from e5jax.synthetic.task_types import TYPES
+from e5jax.synthetic.task_types import ALL
 
 
 HEAD = """\
@@ -63,9 +63,9 @@ def card(numbers: dict, folder: str) -> str:
 
 
 def _types(numbers: dict) -> str:
-    paper = sum(TYPES[kind].share for kind in numbers["types"])
+    paper = sum(ALL[kind].share for kind in numbers["types"])
     rows = [
-        [kind, f"{n:,}", _percent(n / numbers["examples"]), _percent(TYPES[kind].share / paper), f"{tasks:,}"]
+        [kind, f"{n:,}", _percent(n / numbers["examples"]), _percent(ALL[kind].share / (paper or 1)), f"{tasks:,}"]
         for kind, n in numbers["types"].items()
         for tasks in [numbers["unique_tasks"][kind]]
     ]
@@ -74,7 +74,8 @@ def _types(numbers: dict) -> str:
 
 def _languages(numbers: dict) -> str:
     rows = [
-        [f"{NAMES[c]} ({c})", f"{n:,.1f}", _percent(n / numbers["examples"])] for c, n in numbers["languages"].items()
+        [f"{NAMES.get(c, 'not asked for')} ({c})", f"{n:,.1f}", _percent(n / numbers["examples"])]
+        for c, n in numbers["languages"].items()
     ]
     return table(["language", "examples (bitext: half for each)", "share"], rows)
 

@@ -24,14 +24,14 @@ def draw_languages(ours: Mapping[str, float], paper: Mapping[str, float], path: 
     rest = [name for name in ours if name not in first]
     other = f"{len(rest)} others"
     mine = {name: ours[name] for name in first} | ({other: sum(ours[name] for name in rest)} if rest else {})
-    theirs = {name: paper[name] for name in first}
+    theirs = {name: paper.get(name, 0.0) for name in first}
     theirs |= {other: sum(share for name, share in paper.items() if name not in first)} if rest else {}
     _draw_shares(mine, theirs, f"Examples by language ({len(ours)})", path, sum(paper.values()))
 
 
 def _draw_shares(ours, paper, title: str, path: Path, whole: float | None = None) -> None:
     plt = _pyplot()
-    total, whole = sum(ours.values()), whole or sum(paper.values())
+    total, whole = sum(ours.values()), whole or sum(paper.values()) or 1  # the paper has none of a grounded set
     figure, axis = plt.subplots(figsize=(7.5, 1.3 + 0.26 * len(ours)), layout="constrained")
     shares = [100 * value / total for value in ours.values()]
     axis.barh(range(len(ours)), shares, height=0.7, color=COLORS[0], label="this dataset")

@@ -39,7 +39,7 @@ def build(
     tokenizer.json to count lengths with, else words. An earlier dataset of that name is replaced. Raises UserError
     where no example is left, naming what became of them.
     """
-    known = ("all", "english", *task_types.TYPES)
+    known = ("all", "english", *task_types.ALL)
     if name not in known:
         raise UserError(f"no dataset named {name!r}; there are {', '.join(known)}")
     filtered = ledger_folder.parent / "filtered"
@@ -49,7 +49,7 @@ def build(
         evaluation = str(filtered / "evaluation.npy")
         tell(f"{contamination.write(decontaminate, Path(evaluation)):,} texts of evaluation sets to keep out")
     rules = Rules(
-        prompt_versions={kind.name: tuple(prompt_versions) or (kind.version,) for kind in task_types.TYPES.values()},
+        prompt_versions={kind.name: tuple(prompt_versions) or (kind.version,) for kind in task_types.ALL.values()},
         check_language=check_language,
         max_characters=max_characters,
         evaluation=evaluation,

@@ -164,6 +164,7 @@ def _reject(row: Rejected, file: TextIO, tally: Tally) -> None:
     tally[rejection(row)] += 1
 
 
+EXAMPLES = ("example", "ranking")  # kinds of request whose answer is an example
 GIVEN_UP = "given up"
 TWICE, EXACT, NEAR = "asked twice", "duplicate", "near duplicate"
 
@@ -173,7 +174,7 @@ def judge(line: bytes, where: str, rules: Rules) -> tuple[Example | Rejected | N
     entry = answers.entry(line)
     if entry is None:
         return Rejected(key="", task_type="", reason="damaged line", detail=where), None
-    return (answers.example(entry, rules) if entry["request"]["kind"] == "example" else None), entry
+    return (answers.example(entry, rules) if entry["request"]["kind"] in EXAMPLES else None), entry
 
 
 def pair(example: Example) -> int:

@@ -7,7 +7,6 @@ found becomes the negative. As in `plan`, requests are functions of config, corp
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -20,39 +19,12 @@ from e5jax.synthetic import templates
 from e5jax.synthetic.config import SynthesizeConfig
 from e5jax.synthetic.plan import MAX_TASK_CHARACTERS, one_line, uniform
 from e5jax.synthetic.request import Request, Sampling
-from e5jax.synthetic.task_types import TYPES, TaskType, object_schema, render
+from e5jax.synthetic.task_types import ANY_LANGUAGE, GROUNDED, object_schema, render
 
 
-LANGUAGE = "und"
-"""Of queries and passages: nobody asked for one, the corpus decides."""
 QUERY_SCHEMA = object_schema(("task", "query"))
 CANDIDATES = 10
 MAX_PASSAGE_CHARACTERS = 4_000
-
-
-class _Grounded(TaskType):
-    """What an example is once a request of kind `ranking` is answered."""
-
-    def record(self, drawn: Mapping[str, str], fields: Mapping[str, str]) -> dict:
-        """{task, query, positive, negatives}; ValueError where the answer does not rank each candidate once."""
-        candidates = json.loads(drawn["candidates"])
-        ranking = [int(number) for number in re.findall(r"[0-9]+", fields["ranking"])]
-        if sorted(ranking) != list(range(1, len(candidates) + 1)):
-            raise ValueError(f"{fields['ranking'][:80]!r} does not rank 1 to {len(candidates)}")
-        best, worst = candidates[ranking[0] - 1], candidates[ranking[-1] - 1]
-        return {"task": drawn["task"], "query": drawn["query"], "positive": best, "negatives": [worst]}
-
-
-GROUNDED = _Grounded(
-    name="grounded",
-    share=0,
-    task=None,
-    brainstorm=templates.QUERY,
-    example=templates.RANKING,
-    placeholders={name: TYPES["short-long"].placeholders[name] for name in ("query_type", "query_length", "clarity")},
-    languages=(),
-    keys=("ranking",),
-)
 
 
 def load(path: str) -> list[str]:
@@ -123,7 +95,7 @@ def costliest_ranking(sampling: Sampling, passages: Sequence[str]) -> Request:
 
 
 def _ranking(number: int, task: str, query: str, candidates: Sequence[str], sampling: Sampling) -> Request:
-    drawn = {"language": LANGUAGE, "task": task, "query": query}
+    drawn = {"language": ANY_LANGUAGE, "task": task, "query": query}
     numbered = "\n".join(f"{i}. {json.dumps(text, ensure_ascii=False)}" for i, text in enumerate(candidates, 1))
     prompt = GROUNDED.example_prompt(drawn | {"candidates": numbered})
     kept = drawn | {"candidates": json.dumps(candidates, ensure_ascii=False)}

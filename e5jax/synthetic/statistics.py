@@ -16,7 +16,7 @@ from e5jax.errors import UserError
 from e5jax.synthetic import answers, charts, filters
 from e5jax.synthetic.card import card
 from e5jax.synthetic.languages import NAMES, PAPER
-from e5jax.synthetic.task_types import TYPES
+from e5jax.synthetic.task_types import ALL
 
 
 SAMPLE = 20_000
@@ -100,7 +100,7 @@ def rejections(tally: Counter) -> dict[str, dict[str, int]]:
 def lengths(sample: list[dict], tokenizer: str | None) -> dict[str, dict[str, list[int]]]:
     """{task type: {query, positive, negative: lengths}} in tokens of a tokenizer.json, else in words."""
     measure = _token_counter(tokenizer)
-    found = {kind: {part: [] for part in PARTS} for kind in TYPES}
+    found = {kind: {part: [] for part in PARTS} for kind in ALL}
     for start in range(0, len(sample), 1_000):
         texts = [
             (example["task_type"], part, text)
@@ -138,9 +138,9 @@ def to_json(counted: Counted, measured: dict, unit: str) -> dict:
         "dataset": counted.name,
         "examples": total,
         "splits": dict(counted.splits),
-        "types": {kind: counted.types[kind] for kind in TYPES if kind in counted.types},
+        "types": {kind: counted.types[kind] for kind in ALL if kind in counted.types},
         "languages": dict(sorted(counted.languages.items(), key=lambda item: (-item[1], item[0]))),
-        "unique_tasks": {kind: counted.tasks[kind] for kind in TYPES if kind in counted.tasks},
+        "unique_tasks": {kind: counted.tasks[kind] for kind in ALL if kind in counted.tasks},
         "models": dict(sorted(counted.models.items())),
         "lengths": {
             "unit": unit,
@@ -165,8 +165,8 @@ def write(folder: Path, counted: Counted, tokenizer: str | None) -> None:
     pictures.mkdir(exist_ok=True)
     files.write_json(folder / "statistics.json", numbers)
     files.write_text(folder / "README.md", card(numbers, "/".join(folder.parts[-3:])))
-    paper = {kind: t.share for kind, t in TYPES.items()}
-    named = lambda shares: {NAMES[code]: share for code, share in shares.items()}
+    paper = {kind: t.share for kind, t in ALL.items()}
+    named = lambda shares: {NAMES.get(code, "not asked for"): share for code, share in shares.items()}
     charts.draw_mix(numbers["types"], paper, pictures / "types.png")
     charts.draw_languages(named(numbers["languages"]), named(PAPER), pictures / "languages.png")
     charts.draw_lengths(measured, unit, pictures / "lengths.png")

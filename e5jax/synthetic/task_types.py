@@ -188,3 +188,34 @@ TYPES: dict[str, TaskType] = {
         ),
     )
 }
+
+ANY_LANGUAGE = "und"
+"""Of what nobody asked for in a language: the corpus decides."""
+
+
+class _Grounded(TaskType):
+    """What an example is once a request of kind `ranking` is answered."""
+
+    def record(self, drawn: Mapping[str, str], fields: Mapping[str, str]) -> dict:
+        """{task, query, positive, negatives}; ValueError where the answer does not rank each candidate once."""
+        candidates = json.loads(drawn["candidates"])
+        ranking = [int(number) for number in re.findall(r"[0-9]+", fields["ranking"])]
+        if sorted(ranking) != list(range(1, len(candidates) + 1)):
+            raise ValueError(f"{fields['ranking'][:80]!r} does not rank 1 to {len(candidates)}")
+        best, worst = candidates[ranking[0] - 1], candidates[ranking[-1] - 1]
+        return {"task": drawn["task"], "query": drawn["query"], "positive": best, "negatives": [worst]}
+
+
+GROUNDED = _Grounded(
+    name="grounded",
+    share=0,
+    task=None,
+    brainstorm=templates.QUERY,
+    example=templates.RANKING,
+    placeholders={name: TYPES["short-long"].placeholders[name] for name in ("query_type", "query_length", "clarity")},
+    languages=(),
+    keys=("ranking",),
+)
+
+ALL = TYPES | {GROUNDED.name: GROUNDED}
+"""Everything that answers can be examples of."""

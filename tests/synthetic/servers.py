@@ -441,6 +441,9 @@ def answer(asked: Asked) -> str:
 
 def _value(schema: dict, key: str, languages: list[str], prompt: str, rng: random.Random):
     kind = str(PROTO_TYPES.get(schema.get("type"), schema.get("type"))).lower()
+    if key == "ranking":
+        numbers = re.findall(r"^(\d+)\. ", prompt, re.MULTILINE)
+        return " ".join(rng.sample(numbers, len(numbers)))
     if kind == "object":
         return {k: _value(v, k, languages, prompt, rng) for k, v in schema.get("properties", {}).items()}
     if kind == "array":

@@ -85,3 +85,21 @@ def test_a_cap_stops_the_job_and_more_money_goes_on_with_it(server, tmp_path, ca
 def test_the_paper_s_config_is_a_plan():
     config = load_config(str(ROOT / "configs" / "synthesize_paper.py"))
     assert config.examples == 500_000 and config.client == "gemini-batch"
+
+
+def test_passages_of_one_s_own_become_examples_by_query_and_ranking(server, tmp_path):
+    from e5jax.records import Source, read
+
+    passages = [f"Passage {i} is about {topic} and the {topic} of the year." for i in range(8) for topic in TOPICS]
+    (tmp_path / "corpus.txt").write_text("\n".join(passages))
+    argv = [*SMALL, "--workdir", str(tmp_path / "s"), "--grounded", str(tmp_path / "corpus.txt"), "--examples", "20"]
+    assert synthesize.main(argv) == 0
+    assert package.main(["--workdir", str(tmp_path / "s"), "--near-duplicates", "1"]) == 0
+    (info,) = (tmp_path / "s" / "dataset").rglob("dataset_info.json")
+    records = [record for _, record in read(Source(path=str(info.parent), split="train"))]
+    assert records and all(record.positive in passages and record.negatives[0] in passages for record in records)
+    (tmp_path / "corpus.txt").write_text("\n".join(passages[::-1]))
+    assert synthesize.main(argv) == 2  # another corpus is another plan
+
+
+TOPICS = ("bread", "chess", "tides", "maps")

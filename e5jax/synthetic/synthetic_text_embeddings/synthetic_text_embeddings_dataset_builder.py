@@ -44,7 +44,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name="all", description="Every type and language."),
         tfds.core.BuilderConfig(name="english", description="Query and passages in English."),
-        *(tfds.core.BuilderConfig(name=name, description=f"Type {name} alone.") for name in task_types.TYPES),
+        *(tfds.core.BuilderConfig(name=name, description=f"Type {name} alone.") for name in task_types.ALL),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -1,7 +1,7 @@
 """Texts to encode, a shard at a time: JSONL, Parquet, TFDS, text lines, standard input.
 
-A format is two functions. One goes through the file as cheaply as it can, the other makes one of its rows a text, so a
-process that resumes, or shares the file with others, parses only the rows of its own shards.
+A format goes through its file as cheaply as it can, and apart from that makes one of its rows a text, so a process that
+resumes, or shares the file with others, parses only the rows of its own shards.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from e5jax.errors import UserError
-from e5jax.records import existing
+from e5jax.records import existing, open_tfds
 
 
 IDS = ("_id", "id")
@@ -102,7 +102,7 @@ def _open(corpus: Corpus) -> _Opened:
         return _Opened(rows=_lines("standard input", standard_input()), parse=_plain, count=lambda: None)
     path = existing(corpus.path)
     if (path / "dataset_info.json").exists():
-        source = _tfds(path, corpus.split)
+        source = open_tfds(path, corpus.split)
         return _Opened(
             rows=range(len(source)),
             parse=lambda number, row: _text(f"{path}:row {row}", source[row], number, corpus),
@@ -190,15 +190,6 @@ def _parquet_count(file: Path) -> int:
         return parquet.ParquetFile(file).metadata.num_rows
     except pyarrow.ArrowException as error:
         raise UserError(f"{file}: not readable as Parquet: {error}") from error
-
-
-def _tfds(path: Path, split: str):
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder_from_directory(path).as_data_source(split)
-    except Exception as error:  # of many kinds: unknown split, a format that needs TensorFlow, ...
-        raise UserError(f"{path}, split {split}: {error}") from error
 
 
 def _text(where: str, fields: dict, number: int, corpus: Corpus) -> Text:

@@ -23,7 +23,7 @@ from e5jax.corpus import Corpus
 from e5jax.encoder import Encoder
 from e5jax.errors import UserError
 from e5jax.prompts import for_task
-from e5jax.sharding import make_mesh
+from e5jax.sharding import local_mesh
 
 
 PROG = "python -m e5jax.encode"
@@ -89,12 +89,6 @@ def encode(config: EncodeConfig) -> dict | None:
     what = "shards of other processes are still to come" if index is None else f"{index['count']:,} texts in all"
     print(f"{output}: {what}")
     return index
-
-
-def local_mesh():
-    """All devices of this process, a whole copy of the weights on each; None for one device."""
-    devices = jax.local_devices()
-    return make_mesh((-1, 1, 1), devices) if len(devices) > 1 else None
 
 
 def _dims(dim: int, dims: int | None, quantize: str | None) -> int:

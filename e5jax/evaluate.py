@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from e5jax import command, compare, passkey, results, tasks
 from e5jax.compare import Difference
 from e5jax.config import EvaluateConfig
-from e5jax.encode import local_mesh
 from e5jax.encoder import Encoder
 from e5jax.errors import UserError
 from e5jax.mteb_model import BM25, SENTENCE_TRANSFORMERS, MtebModel, open_mteb_model
 from e5jax.prompts import load_table
 from e5jax.records import existing
 from e5jax.results import Results, TaskResult
+from e5jax.sharding import local_mesh
 from e5jax.task_run import can_run, fingerprint, run_task
 from e5jax.tensors import digest_files
 

@@ -14,7 +14,7 @@ import math
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,15 +218,19 @@ def _parquet(source: Source, paths: list[Path]) -> Iterator[Unit]:
             raise UserError(f"{path}: not readable as Parquet: {error}") from error
 
 
-def _tfds(source: Source, paths: list[Path]) -> Iterator[Unit]:
+def open_tfds(path: Path, split: str) -> Sequence[dict[str, Any]]:
+    """The rows of a TFDS version folder, read one by one as they are asked for. UserError where they cannot be."""
     import tensorflow_datasets as tfds
 
-    path = Path(source.path).expanduser()
     try:
-        rows = tfds.builder_from_directory(path).as_data_source(source.split)
+        return tfds.builder_from_directory(path).as_data_source(split)
     except Exception as error:  # of many kinds: unknown split, a format that needs TensorFlow, ...
-        raise UserError(f"{path}, split {source.split}: {error}") from error
-    for number, fields in enumerate(rows):
+        raise UserError(f"{path}, split {split}: {error}") from error
+
+
+def _tfds(source: Source, paths: list[Path]) -> Iterator[Unit]:
+    path = Path(source.path).expanduser()
+    for number, fields in enumerate(open_tfds(path, source.split)):
         yield [(f"{path}:row {number}", fields)]
 
 

@@ -49,6 +49,12 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def local_mesh() -> Mesh | None:
+    """All devices of this process, a whole copy of the weights on each; None for one device."""
+    devices = jax.local_devices()
+    return make_mesh((-1, 1, 1), devices) if len(devices) > 1 else None
+
+
 def shard_count(mesh: Mesh) -> int:
     """How many bins run side by side: the devices that see different texts."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

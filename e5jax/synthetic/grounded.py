@@ -14,7 +14,7 @@ import numpy as np
 from e5jax import corpus
 from e5jax.corpus import Corpus
 from e5jax.errors import UserError
-from e5jax.heldout import words
+from e5jax.heldout import bm25
 from e5jax.synthetic import templates
 from e5jax.synthetic.config import SynthesizeConfig
 from e5jax.synthetic.plan import MAX_TASK_CHARACTERS, one_line, uniform
@@ -117,17 +117,11 @@ def _request(kind: str, number: int, prompt: str, schema: dict, drawn: dict[str,
 
 def _retriever(passages: Sequence[str]) -> Callable[[str], list[str]]:
     """query -> the passages that share a word with it, best first, at most CANDIDATES; of equal ones the earlier."""
-    import bm25s  # half a second
-
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it says a line at every index
-    index = bm25s.BM25(method="lucene")
-    index.index([words(text) or ["∅"] for text in passages], show_progress=False)
+    search = bm25(passages)
     count = min(CANDIDATES, len(passages))
 
     def retrieve(query: str) -> list[str]:
-        if not (terms := [word for word in words(query) if word in index.vocab_dict]):
-            return []
-        scores = index.get_scores(terms)
+        scores = search(query)
         last = np.partition(scores, -count)[-count]
         found = np.flatnonzero((scores >= last) & (scores > 0))
         best_first = found[np.argsort(-scores[found], kind="stable")]

@@ -9,26 +9,14 @@ from flax import nnx
 import e5jax
 from e5jax import encoder as encoders
 from e5jax import formats, heldout, hf, lora, peft_format
-from e5jax.decoder import Decoder, DecoderConfig
+from e5jax.decoder import Decoder
 from e5jax.errors import UserError
 from e5jax.records import Source
 from e5jax.sample import TRAIN
+from tests import tiny
 
 
-CFG = DecoderConfig(
-    family="mistral",
-    vocab_size=500,
-    dim=24,
-    hidden=40,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=10,
-    window=32,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-)
+CFG = tiny.FOLDER_CFG
 TEXTS = ["one", "", "two words", "слова", "三个字", "long " * 300, "middling " * 60]
 
 

@@ -29,13 +29,14 @@ from e5jax.config import (
     Pretrained,
     TrainConfig,
 )
-from e5jax.decoder import Decoder, DecoderConfig
+from e5jax.decoder import Decoder
 from e5jax.errors import FailedError, UserError
 from e5jax.export import export
 from e5jax.formats import INSTRUCT, Prompts, Tokenizer
 from e5jax.packing import BinShape
 from e5jax.records import Source
 from e5jax.sample import TRAIN
+from tests import tiny
 
 
 torch = pytest.importorskip("torch")
@@ -45,20 +46,7 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 torch.set_num_threads(1)  # for models this small, threads cost more than they give
 
 # heads · head_dim is dim: text-embeddings-inference takes the one from the other.
-CFG = DecoderConfig(
-    family="mistral",
-    vocab_size=500,
-    dim=24,
-    hidden=40,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=6,
-    window=16,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-)
+CFG = dataclasses.replace(tiny.FOLDER_CFG, head_dim=6, window=16)
 MAX_LENGTH = 48
 TASK = "Given a question | find what answers it."
 SEARCH = "Given a web search query, retrieve relevant passages that answer the query"

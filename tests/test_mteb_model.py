@@ -10,28 +10,16 @@ from flax import nnx
 from scipy.stats import spearmanr
 
 from e5jax import formats, heldout, hf, mteb_model, prompts, task_run, tasks
-from e5jax.decoder import Decoder, DecoderConfig
+from e5jax.decoder import Decoder
 from e5jax.errors import FailedError, UserError
 from e5jax.formats import INSTRUCT, Prompts
 from e5jax.records import Source
 from e5jax.sample import HELDOUT, TRAIN
+from tests import tiny
 
 
 mocks = pytest.importorskip("mteb.mocks")
-CFG = DecoderConfig(
-    family="mistral",
-    vocab_size=500,
-    dim=24,
-    hidden=40,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=10,
-    window=32,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    qk_norm=False,
-)
+CFG = tiny.FOLDER_CFG
 OPTIONS = {"max_length": None, "dtype": None, "mesh": None, "prompts": None}
 
 

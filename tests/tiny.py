@@ -29,6 +29,10 @@ CFG = DecoderConfig(
     norm_eps=1e-5,
     qk_norm=False,
 )
+# For whole model folders: a vocabulary that a tokenizer can be trained for, and a window that whole texts fit in.
+FOLDER_CFG = dataclasses.replace(
+    CFG, vocab_size=500, layers=2, heads=4, kv_heads=2, head_dim=10, window=32, rope_theta=1e4
+)
 RANK = 5
 
 # Compiling takes half as long, running these sizes no longer.

@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check \
 	$(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: quickstart test test-slow test-scale lint
+.PHONY: quickstart test test-slow test-faults test-scale lint
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "e5jax needs Python 3.11 to 3.13; try: make PYTHON=python3.11")'
@@ -19,14 +19,19 @@ $(VENV)/test: $(VENV)/core
 	$(PIP) -e '.[test]'
 	touch $@
 
-quickstart: $(VENV)/core  ## train a tiny embedder on the built-in sample, on CPU
+quickstart: $(VENV)/core  ## the built-in sample's answers -> a dataset -> a tiny embedder, on CPU
+	$(RUN) -m e5jax.synthesize --config configs/synthesize_sample.py
+	$(RUN) -m e5jax.package --config configs/package_sample.py
 	$(RUN) -m e5jax.train --config configs/quickstart.py
 
 test: $(VENV)/test  ## everything that is quick
-	$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow and not scale'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow and not faults and not scale'
 
 test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long claims
 	$(RUN) -m pytest -m slow
+
+test-faults: $(VENV)/test  ## kills at twenty random moments, every fault of a server
+	$(RUN) -m pytest -m faults
 
 test-scale: $(VENV)/test  ## a million texts: memory, killed and resumed
 	$(RUN) -m pytest -m scale -s

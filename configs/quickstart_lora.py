@@ -2,7 +2,7 @@
 
     make quickstart && python -m e5jax.train --config configs/quickstart_lora.py
 
-The sample's held-out tasks play the new domain: 55 of their records are trained on, the other 55 are measured.
+The sample's held-out tasks play the new domain: 52 of their records are trained on, the other 52 are measured.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import quickstart
 
 from e5jax.config import EvalSet, LoraConfig, OptimConfig, Pretrained, TrainConfig
 from e5jax.records import Source
-from e5jax.sample import HELDOUT
 
 
 def get_config() -> TrainConfig:
@@ -23,8 +22,8 @@ def get_config() -> TrainConfig:
         batch_size=32,
         model=Pretrained(base="runs/quickstart", dtype="float32"),
         lora=LoraConfig(rank=8, alpha=16.0),
-        data=dataclasses.replace(base.data, train=(Source(path=HELDOUT, rows=":55"),)),
-        eval=(EvalSet(name="new-domain", sources=(Source(path=HELDOUT, rows="55:"),)),),
+        data=dataclasses.replace(base.data, train=(Source(path=quickstart.SAMPLE, split="heldout[:52]"),)),
+        eval=(EvalSet(name="new-domain", sources=(Source(path=quickstart.SAMPLE, split="heldout[52:]"),)),),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=5),
         eval_every=5,
         checkpoint_every=20,

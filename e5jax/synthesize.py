@@ -7,20 +7,19 @@ brainstorms → the pool of tasks, frozen in tasks.json → examples; or, from a
 import asyncio
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from e5jax import command, files
 from e5jax.errors import FailedError, UserError
-from e5jax.synthetic import batches, budget, clients, grounded, plan, runner
+from e5jax.synthetic import answers, batches, budget, clients, grounded, plan, runner
 from e5jax.synthetic.budget import Budget, Spent
 from e5jax.synthetic.config import SynthesizeConfig
 from e5jax.synthetic.ledger import Ledger
 from e5jax.synthetic.progress import Progress
 from e5jax.synthetic.request import Request, Sampling
-from e5jax.synthetic.runner import Report
+from e5jax.synthetic.tally import Report
 
 
 PROG = "python -m e5jax.synthesize"
@@ -39,7 +38,6 @@ PLAN = (
     "max_tokens",
     "seed",
 )
-FENCED = re.compile(r"```\w*\s*(.*?)\s*```", re.DOTALL)
 
 
 def synthesize(config: SynthesizeConfig) -> dict:
@@ -125,9 +123,8 @@ def _object(text: str) -> Mapping[str, str]:
 
 def _json(text: str):
     """The JSON value of an answer, perhaps in a fence; None where there is none."""
-    fenced = FENCED.fullmatch(text.strip())
     try:
-        return json.loads(fenced[1] if fenced else text)
+        return json.loads(answers.unfenced(text))
     except (ValueError, RecursionError):
         return None
 
@@ -208,8 +205,10 @@ def _money(spent: Spent) -> dict:
 def _said(report: dict) -> str:
     lines = []
     for name, phase in report["phases"].items():
-        gave_up = "".join(f"\n  gave up on {count:,}: {reason}" for reason, count in phase["gave_up"].items())
-        lines.append(f"{name}: {phase['done']:,} answered, {phase['skipped']:,} there before{gave_up}")
+        lines.append(f"{name}: {phase['done']:,} answered, {phase['skipped']:,} there before")
+        lines += [f"  gave up on {count:,}: {reason}" for reason, count in phase["gave_up"].items()]
+        unfinished = {reason: count for reason, count in phase["finish_reasons"].items() if reason != "stop"}
+        lines += [f"  {count:,} of no use, ended by {reason}" for reason, count in unfinished.items()]
     if report["stopped"]:
         lines.append(f"stopped: {report['stopped']}; the same command goes on")
     money = report["spent"]

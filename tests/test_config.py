@@ -12,11 +12,13 @@ from e5jax import command
 from e5jax import config as configs
 from e5jax import train as training
 from e5jax.errors import UserError
-from e5jax.synthetic.config import SynthesizeConfig
+from e5jax.synthetic.config import PackageConfig, SynthesizeConfig
+from tests.sample import HELDOUT, TRAIN
 
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+KINDS = {"synthesize": SynthesizeConfig, "package": PackageConfig}
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 
 
@@ -34,7 +36,7 @@ def run(capfd, *argv):
 def test_every_config_loads_and_is_plain_json(path, monkeypatch):
     monkeypatch.setenv("E5JAX_DATA", "/data")
     config = command.load_config(str(path))
-    kind = SynthesizeConfig if path.stem.startswith("synthesize") else configs.TrainConfig
+    kind = KINDS.get(path.stem.split("_")[0], configs.TrainConfig)
     assert isinstance(config, kind)
     assert json.loads(json.dumps(command.to_json(config))) == command.to_json(config)
     assert command.parse(["--config", str(path)], "command", kind, needs_file=True) == config
@@ -73,14 +75,14 @@ def test_overrides_reach_every_depth():
         (["--mesh", "3", "1", "1"], "does not fit 8 devices"),
         (["--batch-size", "12"], "not a multiple of the 8 devices"),
         (["--data.train.0.path", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--batch-size", "1000"], "538 records"),
+        (["--batch-size", "1000"], "is more than the 556 records"),
         (["--model.decoder.vocab-size", "100"], "vocab_size"),
         (["--init-from", "/nowhere"], "no checkpoint"),
     ],
 )
 def test_a_wrong_word_exits_with_2_and_says_what_to_do(capfd, tmp_path, argv, said):
-    cache = ["--data.cache", str(tmp_path / "cache")]
-    status, text = run(capfd, "--config", QUICKSTART, "--workdir", str(tmp_path / "run"), *cache, *argv)
+    data = ["--data.train.0.path", TRAIN, "--eval.0.sources.0.path", HELDOUT, "--data.cache", str(tmp_path / "cache")]
+    status, text = run(capfd, "--config", QUICKSTART, "--workdir", str(tmp_path / "run"), *data, *argv)
     assert status == 2
     assert said in text and "Traceback" not in text
     assert not (tmp_path / "run").exists()
@@ -127,6 +129,7 @@ def test_a_broken_record_is_named_by_file_and_line_and_can_be_skipped(capfd, tmp
     good = '{"query": "a %d", "positive": "b %d"}\n'
     path.write_text(good % (1, 1) + '{"query": "", "positive": "x"}\n' + "".join(good % (i, i) for i in range(20)))
     argv = ["--config", QUICKSTART, "--workdir", str(tmp_path / "run"), "--data.train.0.path", str(path)]
+    argv += ["--eval.0.sources.0.path", HELDOUT, "--eval.0.sources.0.split", "train"]
     argv += ["--data.cache", str(tmp_path / "cache"), "--batch-size", "16", "--steps", "1"]
     status, text = run(capfd, *argv)
     assert status == 2
@@ -148,7 +151,8 @@ def test_a_model_that_cannot_be_found_is_a_sentence(capfd, tmp_path, monkeypatch
         "from e5jax.config import Pretrained\n"
         "def get_config():\n    return dataclasses.replace(q.get_config(), model=Pretrained(base='/nowhere/model'))\n"
     )
-    status, text = run(capfd, "--config", str(tmp_path / "cfg.py"), "--workdir", str(tmp_path / "run"))
+    data = ["--data.train.0.path", TRAIN, "--eval.0.sources.0.path", HELDOUT]
+    status, text = run(capfd, "--config", str(tmp_path / "cfg.py"), "--workdir", str(tmp_path / "run"), *data)
     assert status == 2 and "/nowhere/model" in text
 
 

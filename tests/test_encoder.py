@@ -12,8 +12,8 @@ from e5jax import formats, heldout, hf, lora, peft_format
 from e5jax.decoder import Decoder
 from e5jax.errors import UserError
 from e5jax.records import Source
-from e5jax.sample import TRAIN
 from tests import tiny
+from tests.sample import TRAIN
 
 
 CFG = tiny.FOLDER_CFG

@@ -35,8 +35,8 @@ from e5jax.export import export
 from e5jax.formats import INSTRUCT, Prompts, Tokenizer
 from e5jax.packing import BinShape
 from e5jax.records import Source
-from e5jax.sample import TRAIN
 from tests import tiny
+from tests.sample import TRAIN
 
 
 torch = pytest.importorskip("torch")

@@ -1,5 +1,6 @@
 """Evaluation through mteb: every type of task runs, the published scores come out, examples add up to the score."""
 
+import csv
 import dataclasses
 import json
 
@@ -14,13 +15,15 @@ from e5jax.decoder import Decoder
 from e5jax.errors import FailedError, UserError
 from e5jax.formats import INSTRUCT, Prompts
 from e5jax.records import Source
-from e5jax.sample import HELDOUT, TRAIN
+from e5jax.vectors import Kept
 from tests import tiny
+from tests.sample import HELDOUT, TRAIN
 
 
 mocks = pytest.importorskip("mteb.mocks")
 CFG = tiny.FOLDER_CFG
-OPTIONS = {"max_length": None, "dtype": None, "mesh": None, "prompts": None}
+WHOLE = Kept(dims=None, quantize=None)
+OPTIONS = {"max_length": None, "dtype": None, "mesh": None, "prompts": None, "kept": WHOLE}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,11 @@ def data(tmp_path_factory):
     write("kind/train.csv", "text,label\n" + "".join(labelled[::2]))
     write("kind/test.csv", "text,label\n" + "".join(labelled[1::2]))
     return path
+
+
+def csv_rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
 
 
 def run(model, name, data):
@@ -181,7 +189,7 @@ def read_by(query, passage, choice, task, data):
     """-> (what stood in front of queries, in front of passages, the texts), for a model whose files want this."""
     encoder = Told(Prompts(query=query, passage=passage))
     table = prompts.load_table(choice)
-    model = mteb_model.MtebModel(encoder=encoder, table=table, name="told")
+    model = mteb_model.MtebModel(encoder=encoder, table=table, name="told", kept=WHOLE)
     vars(model)["mteb_model_meta"] = mteb_model.Bm25().mteb_model_meta
     result = run(model, task, data)
     assert model.prompts_used[task] == result.prompt
@@ -318,6 +326,37 @@ def test_a_sentence_transformer_s_own_prompts_are_recorded_or_taken_away(minilm,
     with_, without = used(), used(prompts="none")
     assert with_.prompt == {"query": "q: ", "passage": "d: "} and without.prompt == {"query": "", "passage": ""}
     assert with_.examples["score"].tolist() != without.examples["score"].tolist()
+
+
+@pytest.mark.parametrize("kept", [Kept(dims=8, quantize=None), Kept(dims=16, quantize="int8"), Kept(dims=16, quantize="binary")])
+def test_scores_are_those_of_what_is_kept_of_the_vectors(folder, model, data, kept):
+    short = mteb_model.open_mteb_model(str(folder), **OPTIONS | {"kept": kept})
+    found = run(short, "sts-en", data).examples
+    pairs = [model.encoder.encode([row[i] for row in csv_rows(data / "sts" / "en-test.csv")]) for i in (0, 1)]
+    first, second = (kept.apply(vectors) for vectors in pairs)
+    np.testing.assert_allclose(found["predicted"], (first * second).sum(axis=1), atol=1e-5)
+    assert np.abs(found["predicted"] - (pairs[0] * pairs[1]).sum(axis=1)).max() > 1e-4
+    assert short.mteb_model_meta.embed_dim == kept.dims
+
+
+def test_a_sentence_transformer_s_vectors_are_cut_like_ours(minilm, data):
+    scores = {}
+    for kept in (WHOLE, Kept(dims=64, quantize=None), Kept(dims=64, quantize="binary")):
+        opened = mteb_model.open_mteb_model(minilm, **OPTIONS | {"kept": kept})
+        scores[kept] = run(opened, "sts-en", data).examples["predicted"]
+    whole, cut, signs = scores.values()
+    texts = csv_rows(data / "sts" / "en-test.csv")
+    first, second = (Kept(dims=64, quantize=None).apply(opened.model.encode([t[i] for t in texts])) for i in (0, 1))
+    np.testing.assert_allclose(cut, (first * second).sum(axis=1), atol=1e-5)
+    assert np.abs(cut - whole).max() > 0.01
+    np.testing.assert_allclose(signs * 32, np.round(signs * 32), atol=1e-4)  # one minus a share of 64 signs
+
+
+@pytest.mark.parametrize("kind", ["ours", "minilm"])
+def test_more_dimensions_than_a_model_has_are_refused_when_it_is_opened(kind, folder, minilm):
+    name = {"ours": str(folder), "minilm": minilm}[kind]
+    with pytest.raises(UserError, match="dims 1000: the model's vectors have "):
+        mteb_model.open_mteb_model(name, **OPTIONS | {"kept": Kept(dims=1_000, quantize=None)})
 
 
 PUBLISHED = [  # all-MiniLM-L6-v2 in mteb's results

@@ -30,7 +30,7 @@ from e5jax.decoder import DecoderConfig
 from e5jax.errors import UserError
 from e5jax.logbook import cut_back, read_rows
 from e5jax.records import Source
-from e5jax.sample import HELDOUT, TRAIN
+from tests.sample import HELDOUT, TRAIN
 
 
 TINY = DecoderConfig(

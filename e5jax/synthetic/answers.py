@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import reprlib
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +84,8 @@ class _Rejection(Exception):
 
 def entry(line: bytes) -> dict[str, Any] | None:
     """The entry that a line of the ledger holds; None where the line is torn or damaged."""
-    checked = entries.CHECKED.match(line)
     line = line.removesuffix(b"\n")
-    if checked and zlib.crc32(line[checked.end() :]) != int(checked[1], 16):
+    if not entries.intact(line):
         return None
     try:
         fields = json.loads(line)
@@ -192,8 +190,7 @@ def _repaired(text: str) -> Any:
     """The value of JSON with the wrong quotes, a comma too many or a fence around it; no word is lost or made up."""
     import json_repair
 
-    fenced = FENCE.fullmatch(text.strip())
-    body = fenced[1] if fenced else text.strip()
+    body = unfenced(text)
     if not WHOLE.fullmatch(body):
         raise _Rejection("not JSON", reprlib.repr(text))
     try:
@@ -207,6 +204,12 @@ def _repaired(text: str) -> Any:
     if NOT_A_WORD.sub("", words) != NOT_A_WORD.sub("", ESCAPE.sub(_unescaped, body)):
         raise _Rejection("not JSON", reprlib.repr(text))
     return found
+
+
+def unfenced(text: str) -> str:
+    """Without the code fence that some models put around JSON."""
+    fenced = FENCE.fullmatch(text.strip())
+    return fenced[1] if fenced else text.strip()
 
 
 def _unescaped(match: re.Match) -> str:

@@ -6,7 +6,6 @@ again in another.
 """
 
 import asyncio
-import collections
 import dataclasses
 import secrets
 import time
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from e5jax.errors import FailedError
-from e5jax.synthetic import entries
 from e5jax.synthetic.batch_journal import Journal
 from e5jax.synthetic.budget import Budget, CapReached, Reservation
 from e5jax.synthetic.ledger import Ledger
 from e5jax.synthetic.request import Answer, AskError, OutOfQuotaError, Refused, Request, Throttled, Unavailable
-from e5jax.synthetic.runner import Report, Snapshot
+from e5jax.synthetic.tally import Report, Snapshot, Tally
 
 
 LINES = 2_000  # results of big jobs get lost more often
@@ -77,7 +75,7 @@ async def run(
             await work.submit(job)
         tell(work.snapshot())
         if not work.jobs:
-            return work.report()
+            return work.tally.report(work.stopped)
         await asyncio.sleep(poll_s)
         for job in list(work.jobs):
             await work.look_at(job)
@@ -99,23 +97,21 @@ class _Job:
 class _Run:
     def __init__(self, requests, client, ledger, budget, folder, client_name, attempts, lines, retry_given_up):
         self.client, self.ledger, self.budget, self.journal = client, ledger, budget, Journal(folder)
-        self.client_name, self.attempts, self.lines, self.retry_given_up = client_name, attempts, lines, retry_given_up
+        self.attempts, self.lines, self.retry_given_up = attempts, lines, retry_given_up
+        self.tally = Tally(ledger, budget, client_name, time.monotonic)
         self.source = iter(requests)
         self.drained = self.full = False
         self.jobs: list[_Job] = []
         self.under_way: set[str] = set()
         self.again: dict[str, Request] = {}
         self.stopped: str | None = None
-        self.start = time.monotonic()
-        self.done = self.skipped = self.tokens = self.barren = 0
-        self.gave_up: collections.Counter[str] = collections.Counter()
-        self.finish_reasons: collections.Counter[str] = collections.Counter()
+        self.barren = 0
 
     def take_up(self) -> None:
         """The jobs of a former process."""
         for name, remote, asked in self.journal.open_jobs():
             asked = [request for request in asked if self._wanted(request)]
-            reservations = {request.key: self._resume(request) for request in asked}
+            reservations = {request.key: self.budget.resume(request) for request in asked}
             # One whose submission was cut short is looked for before it is submitted: see `_submit`.
             failures = 0 if remote else 1
             requests = {request.key: request for request in asked}
@@ -144,7 +140,7 @@ class _Run:
                 continue
             if self._wanted(request):
                 return request
-            self.skipped += 1
+            self.tally.skipped += 1
         self.drained = True
         last = not self.jobs or job.requests or len(self.again) >= self.lines
         return self.again.pop(next(iter(self.again))) if self.again and last else None
@@ -201,14 +197,14 @@ class _Run:
             room = job.reservations[key]
             if isinstance(result, Answer):
                 self._tried(key, room, lambda room, answer=result: self.budget.settle(room, answer))
-                appends.append(self._append(request, result, None))
+                appends.append(self.tally.settle(request, result, None))
                 continue
             unpaid = isinstance(result, (Throttled, Refused, OutOfQuotaError))
             self._tried(key, room, self.budget.release if unpaid else lambda room: self.budget.settle(room, None))
             if isinstance(result, OutOfQuotaError):
                 final = result
             elif isinstance(result, Refused) or self.ledger.unsettled(key).requests >= self.attempts:
-                appends.append(self._append(request, None, str(result)))
+                appends.append(self.tally.settle(request, None, str(result)))
             else:
                 self.again[key] = request
         answered = sum(isinstance(result, Answer) for result in ended.results.values())
@@ -223,29 +219,9 @@ class _Run:
         if self.barren >= self.attempts and (self.again or not self.drained):
             raise FailedError(f"{self.barren} batches in a row without one answer; the last one {ended.state}")
 
-    async def _append(self, request: Request, answer: Answer | None, gave_up: str | None) -> None:
-        spent = self.ledger.unsettled(request.key)
-        await self.ledger.append(entries.entry(request, answer, gave_up, spent, self.client_name))
-        if answer is None:
-            self.gave_up[gave_up[:200]] += 1
-            return
-        self.done += 1
-        self.tokens += answer.prompt_tokens + answer.answer_tokens
-        self.finish_reasons[answer.finish_reason] += 1
-
     def _tried(self, key: str, room: Reservation | None, settle: Callable) -> None:
         if room is not None:
             self.ledger.tried(key, settle(room))
-
-    def _resume(self, request: Request) -> Reservation | None:
-        """The try is in `spent` at its worst already: now it is in flight. None where a lowered cap has no room."""
-        worst = self.budget.worst_case(request)
-        self.budget.spent -= worst
-        try:
-            return self.budget.reserve(request)
-        except CapReached:
-            self.budget.spent += worst
-            return None
 
     def _add(self, job: _Job) -> None:
         self.jobs.append(job)
@@ -253,27 +229,4 @@ class _Run:
 
     def snapshot(self) -> Snapshot:
         """Where the run stands."""
-        return Snapshot(
-            done=self.done,
-            failed=self.gave_up.total(),
-            skipped=self.skipped,
-            in_flight=len(self.under_way),
-            waiting=len(self.again),
-            tokens=self.tokens,
-            spent=self.budget.spent.nanodollars,
-            left=self.budget.left(),
-            seconds=time.monotonic() - self.start,
-            paused_s=0.0,
-        )
-
-    def report(self) -> Report:
-        """What the run came to."""
-        return Report(
-            done=self.done,
-            gave_up=dict(self.gave_up),
-            finish_reasons=dict(self.finish_reasons),
-            skipped=self.skipped,
-            spent=self.budget.spent,
-            stopped=self.stopped,
-            seconds=time.monotonic() - self.start,
-        )
+        return self.tally.snapshot(in_flight=len(self.under_way), waiting=len(self.again), paused_s=0.0)

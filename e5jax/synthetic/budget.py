@@ -101,6 +101,19 @@ class Budget:
         self.in_flight += worst
         return reservation
 
+    def resume(self, request: Request) -> Reservation | None:
+        """A try of a former process, in `spent` at its worst, is in flight again; None where a lowered cap has no room.
+
+        Without a reservation it stays counted at its worst for good.
+        """
+        worst = self.worst_case(request)
+        self.spent -= worst
+        try:
+            return self.reserve(request)
+        except CapReached:
+            self.spent += worst
+            return None
+
     def settle(self, reservation: Reservation, answer: Answer | None) -> Spent:
         """What the try is counted at: what its answer used; its worst case without one, as it may have been billed."""
         if answer is None or answer.prompt_tokens + answer.answer_tokens == 0:  # it does not say what it used

@@ -1,38 +1,14 @@
 """Where a run of requests stands, for people: a bar on a terminal, elsewhere a plain line every ten seconds."""
 
-import dataclasses
 import sys
 
 from tqdm import tqdm
 
 from e5jax.synthetic.budget import dollars
+from e5jax.synthetic.tally import Snapshot
 
 
 EVERY_S = 10.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """Where a run stands."""
-
-    done: int
-    """Answered in this run."""
-    failed: int
-    """Given up in this run."""
-    skipped: int
-    """Settled before, so not asked."""
-    in_flight: int
-    waiting: int
-    """To be tried again."""
-    tokens: int
-    """Of this run's answers."""
-    spent: int
-    """Nano-dollars, of the whole ledger."""
-    left: int | None
-    """Nano-dollars under the cap, what is in flight at its worst; None without a cap."""
-    seconds: float
-    paused_s: float
-    """Until the server wants more."""
 
 
 class Progress:

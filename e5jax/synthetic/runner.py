@@ -6,7 +6,6 @@ stops for whatever reason waits for what is in flight and keeps it; only a secon
 """
 
 import asyncio
-import collections
 import contextlib
 import dataclasses
 import heapq
@@ -14,35 +13,19 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 from e5jax.errors import FailedError
-from e5jax.synthetic import entries, pace
-from e5jax.synthetic.budget import Budget, CapReached, Reservation, Spent
+from e5jax.synthetic import pace
+from e5jax.synthetic.budget import Budget, CapReached, Reservation
 from e5jax.synthetic.ledger import Ledger
 from e5jax.synthetic.pace import Pace
-from e5jax.synthetic.progress import Snapshot
 from e5jax.synthetic.request import Answer, Client, OutOfQuotaError, Refused, Request, Throttled, Unavailable
 from e5jax.synthetic.signals import first_and_second
+from e5jax.synthetic.tally import Report, Snapshot, Tally
 
 
 PATIENCE_S = 600.0  # with a server that only throttles
 HOPELESS = 100  # requests given up in a row: the fault is not theirs
 TELL_EVERY_S = 0.5
 SKIPS_A_TURN = 1_000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a run came to."""
-
-    done: int
-    gave_up: dict[str, int]
-    """How many, by reason."""
-    finish_reasons: dict[str, int]
-    skipped: int
-    spent: Spent
-    """Of the whole ledger."""
-    stopped: str | None
-    """Why the run ended before the plan did (a cap, a signal); None where all is settled."""
-    seconds: float
 
 
 async def run(
@@ -72,7 +55,7 @@ async def run(
     finally:
         telling.cancel()
         tell(job.snapshot())
-    return job.report()
+    return job.tally.report(job.stopped)
 
 
 @dataclasses.dataclass(order=True)
@@ -88,20 +71,19 @@ class _Due:
 
 class _Job:
     def __init__(self, client, ledger, budget, client_name, concurrency, attempts, timeout_s, retry_given_up):
-        self.client, self.ledger, self.budget, self.client_name = client, ledger, budget, client_name
+        self.client, self.ledger, self.budget = client, ledger, budget
         self.concurrency, self.attempts, self.timeout_s = concurrency, attempts, timeout_s
         self.retry_given_up = retry_given_up
         self.pace = Pace(concurrency)
         self.loop = asyncio.get_running_loop()
-        self.start = self.last_answer = self.loop.time()
+        self.tally = Tally(ledger, budget, client_name, self.loop.time)
+        self.last_answer = self.loop.time()
         self.order = itertools.count()
         self.retries: list[_Due] = []
         self.tasks: set[asyncio.Task] = set()
         self.changed = asyncio.Event()
         self.stopped: str | Exception | None = None
-        self.done = self.skipped = self.tokens = self.given_up_in_a_row = 0
-        self.gave_up: collections.Counter[str] = collections.Counter()
-        self.finish_reasons: collections.Counter[str] = collections.Counter()
+        self.given_up_in_a_row = 0
 
     async def work(self, requests: Iterator[Request]) -> None:
         """All of the plan, or as much as can be; nothing is in flight afterwards."""
@@ -143,8 +125,8 @@ class _Job:
         for request in requests:
             if request.key not in self.ledger or (self.retry_given_up and self.ledger.gave_up(request.key)):
                 return _Due(now, next(self.order), request)
-            self.skipped += 1
-            if self.skipped % SKIPS_A_TURN == 0:
+            self.tally.skipped += 1
+            if self.tally.skipped % SKIPS_A_TURN == 0:
                 await asyncio.sleep(0)  # for signals, and for what is in flight
                 if self.stopped is not None:
                     return None
@@ -233,16 +215,8 @@ class _Job:
         heapq.heappush(self.retries, due)
 
     async def _keep(self, request: Request, answer: Answer | None, gave_up: str | None) -> None:
-        spent = self.ledger.unsettled(request.key)
-        await self.ledger.append(entries.entry(request, answer, gave_up, spent, self.client_name))
-        if answer is not None:
-            self.done += 1
-            self.tokens += answer.prompt_tokens + answer.answer_tokens
-            self.finish_reasons[answer.finish_reason] += 1
-            self.given_up_in_a_row = 0
-            return
-        self.gave_up[gave_up[:200]] += 1
-        self.given_up_in_a_row += 1
+        await self.tally.settle(request, answer, gave_up)
+        self.given_up_in_a_row = 0 if answer is not None else self.given_up_in_a_row + 1
         if self.given_up_in_a_row >= HOPELESS:
             raise FailedError(f"{HOPELESS} requests in a row were given up, the last one: {gave_up}")
 
@@ -254,28 +228,5 @@ class _Job:
 
     def snapshot(self) -> Snapshot:
         """Where the run stands."""
-        now = self.loop.time()
-        return Snapshot(
-            done=self.done,
-            failed=self.gave_up.total(),
-            skipped=self.skipped,
-            in_flight=len(self.tasks),
-            waiting=len(self.retries),
-            tokens=self.tokens,
-            spent=self.budget.spent.nanodollars,
-            left=self.budget.left(),
-            seconds=now - self.start,
-            paused_s=max(0.0, self.pace.paused_until - now),
-        )
-
-    def report(self) -> Report:
-        """What the run came to."""
-        return Report(
-            done=self.done,
-            gave_up=dict(self.gave_up),
-            finish_reasons=dict(self.finish_reasons),
-            skipped=self.skipped,
-            spent=self.budget.spent,
-            stopped=self.stopped,
-            seconds=self.loop.time() - self.start,
-        )
+        paused_s = max(0.0, self.pace.paused_until - self.loop.time())
+        return self.tally.snapshot(in_flight=len(self.tasks), waiting=len(self.retries), paused_s=paused_s)

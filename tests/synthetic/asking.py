@@ -12,6 +12,7 @@ from e5jax.synthetic.budget import Budget
 from e5jax.synthetic.config import CapsConfig
 from e5jax.synthetic.ledger import Ledger
 from e5jax.synthetic.request import Answer, Request, Sampling
+from e5jax.synthetic.tally import Report
 
 
 PRICES = {"m": {"prompt": Fraction(1), "answer": Fraction(10), "batch": Fraction(1, 2)}}
@@ -122,7 +123,7 @@ def ask_all(
     retry_given_up: bool = False,
     loop_factory=JumpingLoop,
     tell=lambda at: None,
-) -> runner.Report:
+) -> Report:
     """A whole run, ledger opened and closed."""
     with Ledger(folder) as ledger, asyncio.Runner(loop_factory=loop_factory) as loop:
         budget = Budget(caps or CapsConfig(), PRICES, "m", batch=False, spent=ledger.spent)

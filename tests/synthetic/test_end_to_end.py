@@ -53,6 +53,7 @@ def test_what_was_written_is_packaged_and_trained_on(server, tmp_path, capsys):
     assert (info.parent / "README.md").is_file()
     argv = ["--config", str(ROOT / "configs" / "quickstart.py"), "--workdir", str(tmp_path / "run"), "--steps", "2"]
     argv += ["--data.train.0.path", str(info.parent), "--batch-size", "16", "--eval-every", "2"]
+    argv += ["--eval.0.sources.0.path", str(info.parent)]
     assert train.main([*argv, "--data.cache", str(tmp_path / "cache")]) == 0
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
 

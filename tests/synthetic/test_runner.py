@@ -15,8 +15,9 @@ from e5jax.synthetic.budget import NOTHING, Budget
 from e5jax.synthetic.config import CapsConfig
 from e5jax.synthetic.ledger import Ledger
 from e5jax.synthetic.pace import Pace, wait_s
-from e5jax.synthetic.progress import Progress, Snapshot
+from e5jax.synthetic.progress import Progress
 from e5jax.synthetic.request import OutOfQuotaError, Refused, Throttled, Unavailable
+from e5jax.synthetic.tally import Snapshot
 from tests.synthetic.asking import PRICES, FakeClient, answer, ask_all, bill, plan, request
 
 
@@ -342,12 +343,12 @@ def test_three_kills_change_nothing_and_nothing_finished_is_asked_again(tmp_path
     the_same_after_kills(tmp_path, 3, 1_500, 0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_twenty_kills_change_nothing_and_nothing_finished_is_asked_again(tmp_path):
     the_same_after_kills(tmp_path, 20, 8_000, 0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_twenty_kills_do_not_pass_the_cap(tmp_path):
     billed = [int(line.split()[1]) for line in kill_again_and_again(tmp_path, 20, 20_000, 40.0, 0.1)]
     assert 20e9 < sum(billed) <= 40e9

@@ -33,7 +33,7 @@ def get_config() -> TrainConfig:
         workdir="runs/quickstart",
         steps=40,
         batch_size=64,
-        model=FromScratch(decoder=TINY_MISTRAL),
+        model=FromScratch(architecture=TINY_MISTRAL),
         lora=None,
         data=DataConfig(train=(Source(path=SAMPLE),), max_length=128),
         eval=(EvalSet(name="unseen-tasks", sources=(Source(path=SAMPLE, split="heldout"),)),),

@@ -44,7 +44,7 @@ def get_config() -> TrainConfig:
         steps=300,
         batch_size=64,
         model=FromScratch(
-            decoder=DecoderConfig(
+            architecture=DecoderConfig(
                 family="mistral",
                 vocab_size=32_000,
                 dim=256,

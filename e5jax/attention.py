@@ -28,7 +28,7 @@ def attend(
     """Softmax attention inside each text of the bin -> [T, N, H].
 
     `segments_T` numbers the text a token belongs to (0: padding). With a window W, key j is seen from query i when
-    i − W < j (and j ≤ i where causal), as in Mistral (arXiv 2310.06825).
+    i − W < j ≤ i, as in Mistral (arXiv 2310.06825); where not causal, when |i − j| ≤ W, as transformers has it.
     """
     parts, start = [], 0
     for width, count in rows:
@@ -36,10 +36,8 @@ def attend(
         q, k, v, segments = (
             x[start:stop].reshape(count, width, *x.shape[1:]) for x in (q_TNH, k_TKH, v_TKH, segments_T)
         )
-        # The backward pass computes the scores again: kept, they would outweigh every other activation.
         if width <= DENSE or width % QUERIES:
-            i = jnp.arange(width)
-            out = jax.checkpoint(_attend_rows)(q, k, v, visible(segments, segments, i, i, causal, window))
+            out = _dense(q, k, v, segments, causal, window)
         else:
             out = _in_turns(q, k, v, segments, causal, window)
         parts.append(out.reshape(width * count, *out.shape[2:]))
@@ -59,10 +57,22 @@ def visible(
     if causal:
         near &= j <= i
     if window is not None:
-        near &= i - j < window
-        if not causal:
-            near &= j - i < window
+        near &= i - j < window if causal else jnp.abs(i - j) <= window
     return near & (segments_RQ[:, :, None] == segments_RS[:, None, :])
+
+
+def _dense(q_RSNH, k_RSKH, v_RSKH, segments_RS, causal, window):
+    """All scores of a row at once; of all rows, but on a CPU, whose caches hold those of one row."""
+    i = jnp.arange(q_RSNH.shape[1])
+
+    @jax.checkpoint  # kept for the backward pass, the scores would outweigh every other activation
+    def attend_rows(q_RSNH, k_RSKH, v_RSKH, segments_RS):
+        return _attend_rows(q_RSNH, k_RSKH, v_RSKH, visible(segments_RS, segments_RS, i, i, causal, window))
+
+    rows = (q_RSNH, k_RSKH, v_RSKH, segments_RS)
+    if jax.default_backend() != "cpu":
+        return attend_rows(*rows)
+    return jax.lax.map(lambda row: attend_rows(*(x[None] for x in row))[0], rows)
 
 
 def _in_turns(q_RSNH, k_RSKH, v_RSKH, segments_RS, causal, window):

@@ -3,7 +3,7 @@
 Texts of a batch, in this order: the queries, then the passages, each different passage once: a passage that two
 records share is encoded once, and is nobody's own negative.
 
-Shapes: Q queries, P passages at most = Q · (1 + max_negatives); bins as in packing.py.
+Shapes: Q queries, K = max_negatives, P passages at most = Q · (1 + K), E dims of a teacher; bins as in packing.py.
 """
 
 import dataclasses
@@ -35,7 +35,11 @@ class Batch:
     query_Q: np.ndarray
     passage_P: np.ndarray
     positive_Q: np.ndarray  # which passage is query i's own
+    negative_QK: np.ndarray  # which passages are its hard negatives
+    has_QK: np.ndarray
     valid_P: np.ndarray
+    teacher_QE: np.ndarray | None  # a teacher's vectors, float16, of any length; None: nobody teaches from the cache
+    teacher_PE: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,8 @@ class Texts:
     where: np.ndarray  # [texts, 3]
     lengths: np.ndarray  # [texts], in tokens
     positive_Q: np.ndarray
+    negative_QK: np.ndarray
+    has_QK: np.ndarray
 
     @property
     def passages(self) -> int:
@@ -52,11 +58,12 @@ class Texts:
         return len(self.where) - len(self.positive_Q)
 
 
-def texts_of(stores: Sequence[Store], examples: np.ndarray) -> Texts:
+def texts_of(stores: Sequence[Store], examples: np.ndarray, max_negatives: int) -> Texts:
     """List a batch's texts from lengths and hashes alone, without reading a token."""
-    where, lengths, hashes = [], [], []
-    for source, record in examples.tolist():
+    owner, where, lengths, hashes = [], [], [], []
+    for query, (source, record) in enumerate(examples.tolist()):
         for which, (length, hash_) in enumerate(stores[source].describe(record)):
+            owner.append(query)
             where.append((source, record, which))
             lengths.append(length)
             hashes.append(hash_)
@@ -64,13 +71,32 @@ def texts_of(stores: Sequence[Store], examples: np.ndarray) -> Texts:
     is_query = where[:, 2] == 0
     _, first, passage_of = np.unique(hashes[~is_query], return_index=True, return_inverse=True)
     keep = np.concatenate([np.flatnonzero(is_query), np.flatnonzero(~is_query)[first]])
-    is_positive = where[~is_query][:, 2] == 1
-    return Texts(where=where[keep], lengths=lengths[keep], positive_Q=passage_of[is_positive])
+    which, owner = where[~is_query][:, 2], np.array(owner)[~is_query]
+    hard = which > 1
+    at = owner[hard], which[hard] - 2
+    negative_QK, has_QK = np.zeros((2, len(examples), max_negatives), np.int32)
+    negative_QK[at], has_QK[at] = passage_of[hard], 1
+    return Texts(
+        where=where[keep],
+        lengths=lengths[keep],
+        positive_Q=passage_of[which == 1],
+        negative_QK=negative_QK,
+        has_QK=has_QK.astype(bool),
+    )
 
 
-def make_batch(stores: Sequence[Store], examples: np.ndarray, shape: BinShape, max_negatives: int) -> Batch:
-    """Raises UserError where the texts do not fit the shape, naming the setting to raise."""
-    texts = texts_of(stores, examples)
+def make_batch(
+    stores: Sequence[Store],
+    teachers: Sequence[np.ndarray] | None,
+    examples: np.ndarray,
+    shape: BinShape,
+    max_negatives: int,
+) -> Batch:
+    """`teachers`: vectors of each store's texts (`teacher.prepare`).
+
+    Raises UserError where the texts do not fit the shape, naming the setting to raise.
+    """
+    texts = texts_of(stores, examples, max_negatives)
     placement = place(texts.lengths, shape)
     if placement is None:
         raise UserError(
@@ -87,12 +113,21 @@ def make_batch(stores: Sequence[Store], examples: np.ndarray, shape: BinShape, m
     room = queries * (1 + max_negatives)
     passage_P = np.zeros(room, np.int32)
     passage_P[: texts.passages] = vector[queries:]
+    teacher_QE = teacher_PE = None
+    if teachers is not None:
+        taught = np.stack([teachers[s][stores[s].record_starts[record] + which] for s, record, which in texts.where])
+        teacher_QE, teacher_PE = taught[:queries], np.zeros((room, taught.shape[1]), taught.dtype)
+        teacher_PE[: texts.passages] = taught[queries:]
     return Batch(
         bins=fill(text, texts.lengths, placement, shape),
         query_Q=vector[:queries],
         passage_P=passage_P,
         positive_Q=texts.positive_Q.astype(np.int32),
+        negative_QK=texts.negative_QK,
+        has_QK=texts.has_QK,
         valid_P=np.arange(room) < texts.passages,
+        teacher_QE=teacher_QE,
+        teacher_PE=teacher_PE,
     )
 
 
@@ -101,13 +136,15 @@ class TrainData:
     """Tokenised sources and their mixture: `examples[i]` is what step i + 1 reads."""
 
     stores: tuple[data.Store, ...]
+    teachers: tuple[np.ndarray, ...] | None
+    """A teacher's vectors of each store's texts."""
     examples: grain.MapDataset
     fingerprint: str
     max_negatives: int
 
     def batches(self, first: int, last: int, shape: BinShape) -> Iterator[Batch]:
         """Batches of steps first + 1 … last, made ahead in the background."""
-        make = partial(_batch, self.stores, shape, self.max_negatives)
+        make = partial(_batch, self.stores, self.teachers, shape, self.max_negatives)
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         return iter(self.examples[first:last].map(make).to_iter_dataset(ahead))
 
@@ -116,15 +153,23 @@ class TrainData:
         return [self.stores[source].where(record) for source, record in self.examples[step - 1]]
 
 
-def _batch(stores, shape, max_negatives, examples):
-    return make_batch(stores, examples, shape, max_negatives)
+def _batch(stores, teachers, shape, max_negatives, examples):
+    return make_batch(stores, teachers, examples, shape, max_negatives)
 
 
 def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData:
     """Tokenise what is not in the cache yet, and mix."""
     settings, cache = config.data, Path(config.data.cache).expanduser()
     stores = tuple(
-        data.prepare(source, tokenizer, settings.max_length, settings.max_negatives, settings.on_bad_record, cache)
+        data.prepare(
+            source,
+            tokenizer,
+            settings.prompts,
+            settings.max_length,
+            settings.max_negatives,
+            settings.on_bad_record,
+            cache,
+        )
         for source in settings.train
     )
     for store in stores:
@@ -136,6 +181,7 @@ def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData
     same_source = settings.same_source_batches
     return TrainData(
         stores=stores,
+        teachers=None,
         examples=data.mixture(stores, weights, config.batch_size, config.seed, same_source),
         fingerprint=data.fingerprint(stores, weights, config.seed, config.batch_size, same_source),
         max_negatives=settings.max_negatives,
@@ -145,7 +191,8 @@ def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData
 def fit_shape(config: TrainConfig, train_data: TrainData, shards: int) -> BinShape:
     """The one shape of the run's batches, from batches all along the run; raises where one of them does not fit."""
     steps = np.unique(np.linspace(0, config.steps - 1, min(config.steps, 1000)).astype(int))
-    sample = [texts_of(train_data.stores, train_data.examples[int(i)]).lengths for i in steps]
+    negatives = train_data.max_negatives
+    sample = [texts_of(train_data.stores, train_data.examples[int(i)], negatives).lengths for i in steps]
     packing = config.packing
     spread = [*sample[:: max(1, len(sample) // 32)], max(sample, key=np.sum)]
     shape = choose_shape(spread, shards, packing.chunks, packing.spare, packing.widths)

@@ -5,7 +5,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from e5jax.bert import BertConfig
+from e5jax.decoder import PROJECTIONS as DECODER_PROJECTIONS
 from e5jax.decoder import DecoderConfig
+from e5jax.formats import INSTRUCT, Prompts
+from e5jax.pooling import Kind
 from e5jax.records import Source
 
 
@@ -19,7 +23,7 @@ def _require(condition: bool, message: str) -> None:
 
 @frozen
 class Pretrained:
-    """Start from a trained decoder."""
+    """Start from a trained model: a decoder, or an encoder such as BERT."""
 
     base: str
     """A directory in Hugging Face's format, a hub name, or the workdir of an earlier run."""
@@ -27,15 +31,21 @@ class Pretrained:
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the frozen weights and of all products; adapters and trained weights are float32."""
+    pooling: Kind | None = None
+    """Another pooling than its files say: last, mean, weighted_mean, cls, or latent (NV-Embed)."""
+    causal: bool | None = None
+    """False: a decoder whose tokens see both sides."""
+    keep_layers: tuple[int, ...] | None = None
+    """Only these layers, from 0: the start of a smaller student."""
 
 
 @frozen
 class FromScratch:
     """Start from random weights."""
 
-    decoder: DecoderConfig
+    architecture: Annotated[DecoderConfig | BertConfig, tyro.conf.AvoidSubcommands]
     tokenizer: str | None = None
-    """Directory with tokenizer.json; None trains a byte-level BPE of `decoder.vocab_size` on the training texts."""
+    """Directory with tokenizer.json; None trains a byte-level BPE on the training texts, of `vocab_size`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of all products."""
 
@@ -47,10 +57,14 @@ class LoraConfig:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.1
-    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    targets: tuple[str, ...] | None = None
+    """None: all of the model's, q, k, v, o, up, down and, in decoders, gate."""
 
     def __post_init__(self):
         _require(self.rank > 0, f"rank must be positive, got {self.rank}")
+        unknown = [target for target in self.targets or () if target not in DECODER_PROJECTIONS]
+        known = ", ".join(DECODER_PROJECTIONS)
+        _require(not unknown, f"lora.targets {unknown} name no projection; choose from {known}")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
 
 
@@ -63,6 +77,11 @@ class DataConfig:
     """Tokens of a text, <s> and </s> included; longer texts are cut before </s>."""
     max_negatives: int = 1
     """Hard negatives a query brings at most; the first ones of its record."""
+    query_prompt: str = INSTRUCT
+    """In front of every query; `{task}` in it is where the record's task goes, and a query without one stays bare. The
+    paper's template, unless something else is said: "query: " for E5's, "" for bare queries."""
+    passage_prompt: str = ""
+    """In front of every passage; "passage: " for E5's."""
     on_bad_record: Literal["stop", "skip"] = "stop"
     """What to do with a record that cannot be used."""
     same_source_batches: bool = False
@@ -76,6 +95,37 @@ class DataConfig:
         _require(weighted in (0, len(self.train)), "data.train: give all sources a weight, or none")
         _require(self.max_length >= 8, f"max_length must be at least 8, got {self.max_length}")
         _require(self.max_negatives >= 0, f"max_negatives is negative: {self.max_negatives}")
+
+    @property
+    def prompts(self) -> Prompts:
+        """What goes in front of texts."""
+        return Prompts(query=self.query_prompt, passage=self.passage_prompt)
+
+
+@frozen
+class DistillConfig:
+    """Learn from a teacher's vectors, too. Weights of the losses; what is 0 is not computed."""
+
+    teacher: str
+    """Any folder that `Encoder.load` takes, or sentence-transformers:NAME."""
+    live: bool = False
+    """Run the teacher in every step, which takes the student's own tokenizer; else its vectors are computed once and
+    kept in data.cache."""
+    match: float = 1.0
+    """1 - cosine to the teacher's vector, of queries, positives and hard negatives."""
+    kl: float = 0.0
+    """Divergence of the scores of each query over the passages of the batch."""
+    margin_mse: float = 0.0
+    """Squared error of each query's margin between its passage and its own hard negative."""
+    contrastive: float = 0.0
+    """The InfoNCE loss beside them."""
+    temperature: float = 0.05
+    """Of the teacher's scores in `kl`; the student's is the run's `temperature`."""
+
+    def __post_init__(self):
+        weights = (self.match, self.kl, self.margin_mse, self.contrastive)
+        _require(min(weights) >= 0 and any(weights[:3]), "distill: a loss must weigh more than 0, and none less")
+        _require(self.temperature > 0, f"distill.temperature must be positive, got {self.temperature}")
 
 
 @frozen
@@ -142,6 +192,11 @@ class TrainConfig:
     packing: PackingConfig = PackingConfig()
     optim: OptimConfig = OptimConfig()
     temperature: float = 0.02
+    matryoshka: tuple[int, ...] = ()
+    """Also train the first so many dimensions of the vectors, such as 64 128 256; losses are averaged."""
+    distill: Annotated[DistillConfig | None, tyro.conf.AvoidSubcommands] = None
+    dropout: float = 0.0
+    """Of hidden states, base included: 0.1 in BERT's own training, and what SimCSE learns from."""
     seed: int = 0
     eval_every: int = 100
     """Steps between evaluations on held-out pairs; there is always one before the first step and after the last."""
@@ -174,6 +229,8 @@ class TrainConfig:
             widest >= longest,
             f"packing.widths {self.packing.widths} hold no text of data.max_length {longest} tokens",
         )
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        _require(all(dims > 0 for dims in self.matryoshka), f"matryoshka dims must be positive: {self.matryoshka}")
         names = [s.name for s in self.eval]
         _require(len(set(names)) == len(names), f"eval names a set twice: {names}")
         if self.profile_steps is not None:
@@ -258,6 +315,10 @@ class EvaluateConfig:
     """Another sliding window than the model's; 0: none."""
     rope_theta: float | None = None
     """Another base of the rotary angles than the model's."""
+    dims: int | None = None
+    """Measure the first so many dimensions, of length one again (Matryoshka)."""
+    quantize: Literal["int8", "binary"] | None = None
+    """Measure vectors as `python -m e5jax.encode --quantize` stores them; binary ones are compared by their signs."""
     passkey_lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
     """Tokens of the documents of the passkey task."""
     paper: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -270,6 +331,7 @@ class EvaluateConfig:
         _require(wanted, "give --model and --tasks, or --compare A B")
         _require(self.window is None or self.window >= 0, f"window must not be negative, got {self.window}")
         _require(self.rope_theta is None or self.rope_theta > 0, f"rope_theta must be positive, got {self.rope_theta}")
+        _require(self.dims is None or self.dims > 0, f"dims must be positive, got {self.dims}")
         _require(self.max_length is None or self.max_length >= 8, f"max_length {self.max_length} is less than 8")
         fit = all(64 <= length <= 32_768 for length in self.passkey_lengths)
         _require(fit, f"passkey_lengths are of 64 to 32768 tokens, got {self.passkey_lengths}")

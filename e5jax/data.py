@@ -106,6 +106,7 @@ class Store:
 def prepare(
     source: records.Source,
     tokenizer: formats.Tokenizer,
+    prompts: formats.Prompts,
     max_length: int,
     max_negatives: int,
     on_bad_record: Literal["stop", "skip"],
@@ -118,13 +119,13 @@ def prepare(
     if max_negatives < 0:
         raise UserError(f"max_negatives must not be negative, got {max_negatives}")
     settings = (max_length, max_negatives, on_bad_record)
-    directory = Path(cache).expanduser() / _key(source, tokenizer, settings)
+    directory = Path(cache).expanduser() / _key(source, tokenizer, prompts, settings)
     if not directory.exists():
         # Renamed when whole, so that what has the name is whole, whoever was killed or was faster.
         scratch = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.partial")
         scratch.mkdir(parents=True)
         try:
-            _write(scratch, source, tokenizer, *settings)
+            _write(scratch, source, tokenizer, prompts, *settings)
             scratch.rename(directory)
         except OSError:
             if not directory.exists():
@@ -134,14 +135,14 @@ def prepare(
     return Store.open(directory, source)
 
 
-def _key(source: records.Source, tokenizer: formats.Tokenizer, settings: tuple) -> str:
+def _key(source: records.Source, tokenizer: formats.Tokenizer, prompts: formats.Prompts, settings: tuple) -> str:
     """A hash of all that the contents of a store depend on."""
     stats = [(str(file.absolute()), file.stat()) for file in records.files(source)]
     parts = {
         "source": dataclasses.asdict(dataclasses.replace(source, weight=None)),
         "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
         "tokenizer": tokenizer.digest,
-        "template": formats.instruct("TASK", "QUERY"),
+        "prompts": dataclasses.asdict(prompts),
         "settings": settings,
         "version": VERSION,
     }
@@ -152,6 +153,7 @@ def _write(
     directory: Path,
     source: records.Source,
     tokenizer: formats.Tokenizer,
+    prompts: formats.Prompts,
     max_length: int,
     max_negatives: int,
     on_bad_record: str,
@@ -171,7 +173,7 @@ def _write(
             if bad and on_bad_record == "stop":
                 raise UserError(f"{bad[0]} (--data.on-bad-record skip leaves it out)")
             good = [(at, r) for at, r in block if isinstance(r, records.Record)]
-            texts = [(formats.instruct(r.task, r.query), r.positive, *r.negatives[:max_negatives]) for _, r in good]
+            texts = [texts_of(record, prompts, max_negatives) for _, record in good]
             ids, cut = tokenizer.encode_counting([*itertools.chain(*texts)], max_length)
             for text in ids:
                 data = text.astype("<i4").tobytes()
@@ -195,6 +197,12 @@ def _write(
     np.save(directory / "hashes.npy", np.asarray(hashes))
     facts = {"digest": digest.hexdigest(), "skipped": len(bad), "truncated": truncated}
     (directory / "facts.json").write_text(json.dumps(facts))
+
+
+def texts_of(record: records.Record, prompts: formats.Prompts, max_negatives: int) -> list[str]:
+    """Query, positive and the first negatives of a record, as the model reads them."""
+    passages = (record.positive, *record.negatives[:max_negatives])
+    return [prompts.before_query(record.task) + record.query, *(prompts.passage + text for text in passages)]
 
 
 def _starts(lengths: array.array) -> np.ndarray:

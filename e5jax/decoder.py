@@ -4,7 +4,6 @@
 - rotary positions, halves rotated (the Hugging Face layout of the weights)
 - grouped-query attention, optionally inside a sliding window, optionally with RMSNorm on queries and keys (Qwen 3)
 - SwiGLU MLP
-- layers built stacked by vmap and run by lax.scan, each optionally recomputed in the backward pass
 - no language-model head: the output is the last hidden state
 
 Shapes: T tokens of a bin, D model, N query heads, K key-value heads, H head size, F hidden size of the MLP.
@@ -19,6 +18,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from e5jax.attention import Rows, attend
+from e5jax.layers import Dropout, droppers, scan, stacked
+from e5jax.pooling import Kind, Pooling
 from e5jax.projection import KEPT, Projection
 from e5jax.sharding import constrain, gathered
 
@@ -44,6 +45,9 @@ class DecoderConfig:
     """RMSNorm on each head's query and key (Qwen 3)."""
     family: Literal["mistral", "llama", "qwen3"]
     """How Hugging Face files of this model call it (model_type)."""
+    causal: bool = True
+    """A token sees what stands before it; else both sides (LLM2Vec, arXiv 2404.05961)."""
+    pooling: Kind = "last"
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -52,6 +56,22 @@ class DecoderConfig:
             raise ValueError(f"head_dim {self.head_dim} must be even: rotary positions turn pairs")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window {self.window} must be at least 1, or None")
+
+    @property
+    def longest(self) -> None:
+        """Rotary positions have no end."""
+        return None
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Names of a layer's projections."""
+        return PROJECTIONS
+
+    @property
+    def projection_weights(self) -> int:
+        """Weights that every token is multiplied with: all projections, no embeddings."""
+        attention = self.dim * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.dim * self.hidden)
 
 
 MISTRAL_7B_V01 = DecoderConfig(
@@ -116,12 +136,6 @@ def rotate(x_TNH: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_TNH.dtype)
 
 
-def dropout(x: jax.Array, rate: float, keys_T: jax.Array) -> jax.Array:
-    """Zero each element of token t with probability `rate`, drawn from that token's own key."""
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys_T)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
-
-
 class Block(nnx.Module):
     """One layer: attention and MLP, each behind a norm and added to the residual stream."""
 
@@ -131,7 +145,7 @@ class Block(nnx.Module):
         N, K, H = ("heads", cfg.heads), ("kv_heads", cfg.kv_heads), ("head_dim", cfg.head_dim)
 
         def project(eq, *dims, fan_in):
-            return Projection(eq, *dims, fan_in=fan_in, dtype=dtype, rngs=rngs)
+            return Projection(eq, *dims, fan_in=fan_in, bias=False, dtype=dtype, rngs=rngs)
 
         self.attn_norm = RMSNorm(cfg.dim, cfg.norm_eps, dtype)
         self.q = project("TD,DNH->TNH", D, N, H, fan_in=cfg.dim)
@@ -146,22 +160,22 @@ class Block(nnx.Module):
         self.up = project("TD,DF->TF", D, F, fan_in=cfg.dim)
         self.down = project("TF,FD->TD", F, D, fan_in=cfg.hidden)
 
-    def __call__(self, x_TD, sin, cos, segments_T, rows: Rows, drop) -> jax.Array:
-        """`drop(x, i)` is what the adapters see of the layer's i-th input."""
+    def __call__(self, x_TD, sin, cos, segments_T, rows: Rows, drop, hide) -> jax.Array:
+        """`drop(x, i)` is what the adapters see of the layer's i-th input, `hide(x, i)` the i-th sublayer's dropout."""
         h_TD = self.attn_norm(x_TD)
         seen = drop(h_TD, 0)
         q_TNH, k_TKH, v_TKH = self.q(h_TD, seen), self.k(h_TD, seen), self.v(h_TD, seen)
         if self.cfg.qk_norm:
             q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
         q_TNH, k_TKH = rotate(q_TNH, sin, cos), rotate(k_TKH, sin, cos)
-        a_TNH = attend(q_TNH, k_TKH, v_TKH, segments_T, rows, causal=True, window=self.cfg.window)
+        a_TNH = attend(q_TNH, k_TKH, v_TKH, segments_T, rows, causal=self.cfg.causal, window=self.cfg.window)
         a_TNH = checkpoint_name(a_TNH, KEPT)
-        x_TD += self.o(a_TNH, drop(a_TNH, 1))
+        x_TD += hide(self.o(a_TNH, drop(a_TNH, 1)), 0)
 
         h_TD = self.mlp_norm(x_TD)
         seen = drop(h_TD, 2)
         f_TF = jax.nn.silu(self.gate(h_TD, seen)) * self.up(h_TD, seen)
-        x_TD += self.down(f_TF, drop(f_TF, 3))
+        x_TD += hide(self.down(f_TF, drop(f_TF, 3)), 1)
         return constrain(x_TD, None, None)
 
 
@@ -172,9 +186,9 @@ class Decoder(nnx.Module):
         self.cfg = cfg
         table = 0.02 * jax.random.normal(rngs.params(), (cfg.vocab_size, cfg.dim), jnp.float32)
         self.embed = nnx.Param(table.astype(dtype), axes=("vocab", None))
-        keys = jax.random.split(rngs.params(), cfg.layers)
-        self.layers = jax.vmap(lambda key: Block(cfg, dtype, rngs=nnx.Rngs(key)))(keys)
+        self.layers = stacked(lambda rngs: Block(cfg, dtype, rngs=rngs), cfg.layers, rngs=rngs)
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps, dtype)
+        self.pooling = Pooling(cfg.pooling, cfg.dim, rngs=rngs)
 
     def __call__(
         self,
@@ -185,32 +199,19 @@ class Decoder(nnx.Module):
         *,
         dtype: jnp.dtype,
         remat: bool,
-        dropout_rate: float,
+        dropout: Dropout,
         dropout_keys_T: jax.Array | None,
     ) -> jax.Array:
-        """-> [T, D] in `dtype`, the dtype of all products.
+        """-> [T, D] in `dtype`, the dtype of all products. See `layers.scan` for `remat`.
 
-        For the backward pass a layer keeps the results of its products and recomputes the rest, which is cheap; with
-        `remat` it keeps its input alone. `dropout_keys_T` (one key a token, None: no
-        dropout) drives the dropout in front of the adapters; the base sees no dropout.
+        `dropout_keys_T` has one key a token; None: no dropout.
         """
         x_TD = gathered(self.embed[...], self.embed.axes)[tokens_T].astype(dtype)
-        x_TD = constrain(x_TD, None, None)
+        _, hide = droppers(dropout, dropout_keys_T, self.cfg.layers)
+        x_TD = constrain(hide(x_TD, 0), None, None)
         sin, cos = rotary(positions_T, self.cfg.head_dim, self.cfg.rope_theta)
 
-        def layer(x_TD, block_and_index):
-            block, index = block_and_index
+        def apply(block, x_TD, index):
+            return block(x_TD, sin, cos, segments_T, rows, *droppers(dropout, dropout_keys_T, index))
 
-            def drop(x, which):
-                if dropout_keys_T is None:
-                    return x
-                fold = jax.vmap(lambda key: jax.random.fold_in(key, 4 * index + which))
-                return dropout(x, dropout_rate, fold(dropout_keys_T))
-
-            return block(x_TD, sin, cos, segments_T, rows, drop), None
-
-        policies = jax.checkpoint_policies
-        policy = policies.nothing_saveable if remat else policies.save_only_these_names(KEPT)
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
-        x_TD, _ = jax.lax.scan(layer, x_TD, (self.layers, jnp.arange(self.cfg.layers)))
-        return self.norm(x_TD)
+        return self.norm(scan(apply, self.layers, self.cfg.layers, x_TD, remat))

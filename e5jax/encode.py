@@ -43,7 +43,7 @@ def encode(config: EncodeConfig) -> dict | None:
     output = Path(config.output).expanduser()
     vectors.check_folder(output)
     encoder = Encoder.load(config.model, max_length=config.max_length, dtype=config.dtype, mesh=local_mesh())
-    dims = _dims(encoder.model.cfg.dim, config.dims, config.quantize)
+    dims = vectors.Kept(dims=config.dims, quantize=config.quantize).check(encoder.model.cfg.dim)
     side = config.side or ("passage" if instruction is None else "query")
     before = encoder.prompts.passage if side == "passage" else encoder.prompts.before_query(instruction)
     job = {
@@ -89,15 +89,6 @@ def encode(config: EncodeConfig) -> dict | None:
     what = "shards of other processes are still to come" if index is None else f"{index['count']:,} texts in all"
     print(f"{output}: {what}")
     return index
-
-
-def _dims(dim: int, dims: int | None, quantize: str | None) -> int:
-    if dims is not None and dims > dim:
-        raise UserError(f"dims {dims}: the model's vectors have {dim}")
-    kept = dims or dim
-    if quantize == "binary" and kept % 8:
-        raise UserError(f"binary vectors are whole bytes: dims {kept} is not a multiple of 8")
-    return kept
 
 
 def _tokenized(shards, encoder: Encoder, before: str) -> Iterator[tuple]:

@@ -19,11 +19,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from e5jax import loss
+from e5jax import architecture, loss
+from e5jax.architecture import Model
 from e5jax.attention import Rows
-from e5jax.decoder import Decoder
 from e5jax.errors import UserError
 from e5jax.formats import Prompts, Tokenizer
+from e5jax.layers import NO_DROPOUT
 from e5jax.packing import Bins, BinShape, Placement, best_fit, fill
 from e5jax.sharding import batch_shardings, shard_count
 
@@ -116,7 +117,7 @@ def _take(output, which, at, vectors, tell):
 class Encoder:
     """A trained embedder: `Encoder.load(directory).encode(texts)`."""
 
-    model: Decoder
+    model: Model
     tokenizer: Tokenizer
     max_length: int
     """Tokens of a text, special ones included; longer texts are cut before </s>."""
@@ -147,9 +148,10 @@ class Encoder:
         from e5jax.models import open_model  # models imports what trains, this is what serves
 
         opened = open_model(name, revision=revision, mesh=mesh, dtype=dtype)
-        max_length = max_length or min(opened.max_length or 512, WIDTHS[-1])
-        if max_length > WIDTHS[-1]:
-            raise UserError(f"max_length {max_length}: texts of more than {WIDTHS[-1]} tokens cannot be encoded")
+        longest = min(opened.model.cfg.longest or WIDTHS[-1], WIDTHS[-1])
+        max_length = max_length or min(opened.max_length or 512, longest)
+        if max_length > longest:
+            raise UserError(f"max_length {max_length}: {name} takes texts of at most {longest} tokens")
         return cls(
             model=opened.model,
             tokenizer=opened.tokenizer,
@@ -202,7 +204,7 @@ class Encoder:
     def attending(self, window: int | None, rope_theta: float) -> "Encoder":
         """The same weights under another sliding window (None: none) and base of the rotary angles."""
         cfg = dataclasses.replace(self.model.cfg, window=window, rope_theta=rope_theta)
-        graphdef, _ = jax.eval_shape(lambda: nnx.split(Decoder(cfg, self.dtype, rngs=nnx.Rngs(0))))
+        graphdef, _ = architecture.abstract(cfg, self.dtype)
         return dataclasses.replace(self, model=nnx.merge(graphdef, nnx.state(self.model)))
 
 
@@ -219,6 +221,6 @@ def embed(graphdef, weights: tuple, bins: Bins, rows: Rows, dtype: jnp.dtype) ->
         rows,
         dtype=dtype,
         remat=False,
-        dropout_rate=0.0,
+        dropout=NO_DROPOUT,
         dropout_key=None,
     )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from e5jax import command, compare, passkey, results, tasks
 from e5jax.compare import Difference
 from e5jax.config import EvaluateConfig
+from e5jax.decoder import DecoderConfig
 from e5jax.encoder import Encoder
 from e5jax.errors import UserError
 from e5jax.mteb_model import BM25, SENTENCE_TRANSFORMERS, MtebModel, open_mteb_model
@@ -27,6 +28,7 @@ from e5jax.results import Results, TaskResult
 from e5jax.sharding import local_mesh
 from e5jax.task_run import can_run, fingerprint, run_task
 from e5jax.tensors import digest_files
+from e5jax.vectors import Kept
 
 
 PROG = "python -m e5jax.evaluate"
@@ -56,6 +58,8 @@ def evaluate(config: EvaluateConfig) -> list[Results] | list[Difference]:
     others = [name for name in config.model if name == BM25 or name.startswith(SENTENCE_TRANSFORMERS)]
     if others and (lengths or config.window is not None or config.rope_theta is not None):
         raise UserError(f"{others[0]}: passkey, --window and --rope-theta are for models that e5jax itself runs")
+    if BM25 in config.model and (config.dims is not None or config.quantize is not None):
+        raise UserError(f"{BM25} has no vectors: --dims and --quantize are for models that have some")
     runs = []
     for name, folder in zip(config.model, folders, strict=True):
         runs.append(_measure(name, todo, lengths, folder, config))
@@ -69,7 +73,12 @@ def evaluate(config: EvaluateConfig) -> list[Results] | list[Difference]:
 def _measure(name: str, todo: list, lengths: Sequence[int], folder: Path, config: EvaluateConfig) -> Results:
     print(f"{name}: loading", flush=True)
     model = open_mteb_model(
-        name, max_length=config.max_length, dtype=config.dtype, mesh=local_mesh(), prompts=config.prompts
+        name,
+        max_length=config.max_length,
+        dtype=config.dtype,
+        mesh=local_mesh(),
+        prompts=config.prompts,
+        kept=Kept(dims=config.dims, quantize=config.quantize),
     )
     if isinstance(model, MtebModel):
         encoder = _attending(model.encoder, config.window, config.rope_theta)
@@ -86,7 +95,14 @@ def _measure(name: str, todo: list, lengths: Sequence[int], folder: Path, config
     else:
         folder_digest = _digest(Path(name.removeprefix(SENTENCE_TRANSFORMERS)))
         facts = {"digest": folder_digest, "max_length": config.max_length, "dtype": config.dtype}
-    identity = facts | {"window": config.window, "rope_theta": config.rope_theta, "prompts": _which(config.prompts)}
+    identity = {
+        **facts,
+        "window": config.window,
+        "rope_theta": config.rope_theta,
+        "prompts": _which(config.prompts),
+        "dims": config.dims,
+        "quantize": config.quantize,
+    }
     run = results.open_folder(folder, name, identity, config.paper)
     if len(config.model) > 1:  # a baseline that only searches stands beside the others where it can
         todo = [task for task in todo if can_run(model, task)]
@@ -119,6 +135,8 @@ def _attending(encoder: Encoder, window: int | None, rope_theta: float | None) -
     if window is None and rope_theta is None:
         return encoder
     cfg = encoder.model.cfg
+    if not isinstance(cfg, DecoderConfig):
+        raise UserError(f"--window and --rope-theta are for decoders: a {cfg.family} has neither")
     return encoder.attending(
         window=cfg.window if window is None else window or None, rope_theta=rope_theta or cfg.rope_theta
     )
@@ -126,6 +144,8 @@ def _attending(encoder: Encoder, window: int | None, rope_theta: float | None) -
 
 def _passkey(model: MtebModel, length: int) -> TaskResult:
     """Accuracy among 100 documents of one length, which the encoder reads whole."""
+    if length > (model.encoder.model.cfg.longest or length):
+        raise UserError(f"passkey: {model.name} reads texts of at most {model.encoder.model.cfg.longest} tokens")
     encoder = dataclasses.replace(model.encoder, max_length=length)
     ask = lambda side: model.before("passkey", "Retrieval", passkey.INSTRUCTION, (side,))
     prompt = {side: ask(side) for side in ("query", "passage")}
@@ -133,7 +153,7 @@ def _passkey(model: MtebModel, length: int) -> TaskResult:
     taken = len(encoder.tokenizer.encode([prompt["passage"]], length)[0]) if prompt["passage"] else 0
     queries, documents, right = passkey.make(length - taken, encoder.tokenizer, passkey.SEED)
     vectors = [
-        encoder.encode([prompt[side] + text for text in texts])
+        model.kept.apply(encoder.encode([prompt[side] + text for text in texts]))
         for side, texts in (("query", queries), ("passage", documents))
     ]
     return passkey.task_result(length, passkey.accuracy(*vectors, right), prompt)

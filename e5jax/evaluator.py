@@ -20,16 +20,15 @@ class Evaluator:
     tokens: Sequence[tuple[list[np.ndarray], list[np.ndarray]]]
 
     @classmethod
-    def make(cls, graphdef, heldouts, tokenizer, max_length, dim, shards, dtype) -> "Evaluator":
+    def make(cls, graphdef, heldouts, tokenizer, prompts, max_length, dim, shards, dtype) -> "Evaluator":
         """Tokenises the sets once."""
 
         def encode(params, frozen, texts):
             run = lambda bins, rows: embed(graphdef, (params, frozen), bins, rows, dtype)
             return encode_tokens(run, texts, dim, shards, False, silent)
 
-        tokens = [
-            (tokenizer.encode(h.instructed, max_length), tokenizer.encode(h.passages, max_length)) for h in heldouts
-        ]
+        read = lambda texts: tokenizer.encode(texts, max_length)
+        tokens = [(read(h.instructed), read([prompts.passage + text for text in h.passages])) for h in heldouts]
         return cls(heldouts=heldouts, encode=encode, tokens=tokens)
 
     def __call__(self, params, frozen) -> dict[str, float]:

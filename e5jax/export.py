@@ -26,8 +26,9 @@ from e5jax import checkpoint, command, hf, model_card, models, peft_format, st_f
 from e5jax import workdir as workdirs
 from e5jax.config import ExportConfig
 from e5jax.errors import FailedError, UserError
-from e5jax.formats import INSTRUCT, Prompts, Tokenizer
+from e5jax.formats import Tokenizer
 from e5jax.logbook import read_rows
+from e5jax.pooling import Kind
 
 
 PROG = "python -m e5jax.export"
@@ -43,6 +44,7 @@ class Parts:
     """Weights and their config into a folder."""
     tokenizer: Tokenizer
     dim: int
+    pooling: Kind
     max_length: int
     dtype: str
     """Of the weights; for adapters, of the base that they were trained beside."""
@@ -81,7 +83,7 @@ def export(config: ExportConfig) -> Path:
     with written_aside(output) as aside:
         parts.write_weights(aside)
         parts.tokenizer.save(aside, parts.max_length)
-        st_format.write(aside, parts.dim, parts.max_length, parts.prompts)
+        st_format.write(aside, parts.dim, parts.pooling, parts.max_length, parts.prompts)
         (aside / "README.md").write_text(card, encoding="utf-8")
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(f"{output}: {config.form}, {size / 1e6:,.1f} MB", flush=True)
@@ -122,6 +124,7 @@ def read_merged(config: ExportConfig, run: model_card.Run | None) -> Parts:
         write_weights=write_weights,
         tokenizer=opened.tokenizer,
         dim=cfg.dim,
+        pooling=cfg.pooling,
         max_length=max_length,
         dtype=dtype,
         prompts=st_format.name_prompts(opened.prompts, run.tasks if run else ()),
@@ -161,7 +164,8 @@ def read_adapter(config: ExportConfig, run: model_card.Run | None, output: Path)
     max_length = run.config["data"]["max_length"]
 
     def write_weights(directory):
-        peft_format.save_adapter(nnx.to_pure_dict(nnx.state(adapters, nnx.LoRAParam)), adapter_config, directory)
+        state = nnx.to_pure_dict(nnx.state(adapters, nnx.LoRAParam))
+        peft_format.save_adapter(state, adapters.cfg, adapter_config, directory)
         if base is not None:
             ids = {"max_position_embeddings": max_length} | special_ids(tokenizer) | kept
             own = directory / peft_format.OWN_BASE
@@ -171,10 +175,11 @@ def read_adapter(config: ExportConfig, run: model_card.Run | None, output: Path)
     return Parts(
         write_weights=write_weights,
         tokenizer=tokenizer,
-        dim=run.config["run"]["decoder"]["dim"],
+        dim=adapters.cfg.dim,
+        pooling=adapters.cfg.pooling,
         max_length=max_length,
         dtype=source["dtype"],
-        prompts=st_format.name_prompts(Prompts(query=INSTRUCT), run.tasks),
+        prompts=st_format.name_prompts(models.stored_prompts(run.config), run.tasks),
         digest=checkpoint.digest(run.step_dir),
     )
 

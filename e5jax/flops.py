@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from e5jax.decoder import DecoderConfig
+from e5jax.architecture import Architecture
 
 
 # bf16 FLOP/s of one chip, dense, from the vendors' data sheets; the first name contained in device_kind counts.
@@ -24,15 +24,9 @@ PEAK = {
 }
 
 
-def projection_weights(cfg: DecoderConfig) -> int:
-    """Weights that every token is multiplied with: all projections, no embeddings."""
-    attention = cfg.dim * cfg.head_dim * 2 * (cfg.heads + cfg.kv_heads)
-    return cfg.layers * (attention + 3 * cfg.dim * cfg.hidden)
-
-
-def train_flops_per_token(cfg: DecoderConfig, adapters_only: bool) -> int:
+def train_flops_per_token(cfg: Architecture, adapters_only: bool) -> int:
     """FLOPs a token costs without any recomputation: 4 a weight with frozen weights, 6 when all are trained."""
-    return (4 if adapters_only else 6) * projection_weights(cfg)
+    return (4 if adapters_only else 6) * cfg.projection_weights
 
 
 def peak_flops(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:

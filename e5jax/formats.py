@@ -9,7 +9,7 @@ when the folder is read, and appended by us.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,11 @@ from e5jax.errors import UserError
 
 
 BOS, EOS = "<s>", "</s>"
+# Tokens that a tokenizer's files name and other libraries look for; what stands around a text is found, not read.
+NAMED = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
 INSTRUCT = "Instruct: {task}\nQuery: "  # equation 1 of the paper
-
-
-def instruct(task: str | None, query: str) -> str:
-    """The query under its instruction; bare where there is no task."""
-    return query if task is None else INSTRUCT.replace("{task}", task) + query
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +46,10 @@ class Prompts:
         return template.replace("{task}", task) if task else ""
 
 
+PAPER = Prompts(query=INSTRUCT)
+"""Queries under their instruction, passages bare."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
     """A `tokenizers` model and the ids that go before and after every text."""
@@ -56,6 +57,8 @@ class Tokenizer:
     tokens: tokenizers.Tokenizer
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
+    named: Mapping[str, str]
+    """`NAMED` -> the token, of those that its files name; `save` hands them on."""
     digest: str
     """sha256 of everything that decides the ids; the same for a tokenizer and its saved copy."""
 
@@ -81,7 +84,10 @@ class Tokenizer:
         body = [i for i, sequence in enumerate(probe.sequence_ids) if sequence is not None]
         prefix = tuple(probe.ids[: body[0]])
         suffix = tuple(probe.ids[body[-1] + 1 :]) or (_eos(Path(directory), tokens),)
-        return cls.around(tokens, prefix, suffix)
+        stated = {name: _stated(Path(directory), name) for name in NAMED}
+        # One that the vocabulary lacks would be added behind the last id, where the model has no embedding.
+        named = {name: token for name, token in stated.items() if token and tokens.token_to_id(token) is not None}
+        return dataclasses.replace(cls.around(tokens, prefix, suffix), named=named)
 
     @classmethod
     def around(cls, tokens: tokenizers.Tokenizer, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> "Tokenizer":
@@ -92,7 +98,7 @@ class Tokenizer:
             special_tokens=list(names.items()),
         )
         digest = hashlib.sha256(tokens.to_str().encode()).hexdigest()
-        return cls(tokens=tokens, prefix=prefix, suffix=suffix, digest=digest)
+        return cls(tokens=tokens, prefix=prefix, suffix=suffix, named={}, digest=digest)
 
     def __len__(self) -> int:
         """One more than the highest id."""
@@ -107,7 +113,8 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         self.tokens.save(str(directory / "tokenizer.json"))
         end = self.tokens.id_to_token(self.suffix[-1])
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end}
+        # Padding is masked, so the end serves for it where the files name none.
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end} | dict(self.named)
         if self.prefix:
             config["bos_token"] = self.tokens.id_to_token(self.prefix[0])
         if max_length is not None:
@@ -130,21 +137,26 @@ class Tokenizer:
 
 
 def _eos(directory: Path, tokens: tokenizers.Tokenizer) -> int:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        file = directory / name
+    if (content := _stated(directory, "eos_token")) is None:
+        raise UserError(f"{directory}: no end-of-text token; set eos_token in tokenizer_config.json")
+    if (number := tokens.token_to_id(content)) is None:
+        raise UserError(f"{directory}: eos_token {content!r} is not in tokenizer.json's vocabulary")
+    return number
+
+
+def _stated(directory: Path, name: str) -> str | None:
+    """The token that the files beside tokenizer.json give this name."""
+    for file in (directory / "tokenizer_config.json", directory / "special_tokens_map.json"):
         if not file.is_file():
             continue
         try:
-            token = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
-        except (ValueError, AttributeError) as error:
+            token = json.loads(file.read_text(encoding="utf-8")).get(name)
+            content = token["content"] if isinstance(token, dict) else token
+        except (ValueError, AttributeError, KeyError) as error:
             raise UserError(f"{file}: not a JSON object: {error}") from None
-        if token is None:
-            continue
-        content = token["content"] if isinstance(token, dict) else token
-        if (number := tokens.token_to_id(content)) is None:
-            raise UserError(f"{file}: eos_token {content!r} is not in tokenizer.json's vocabulary")
-        return number
-    raise UserError(f"{directory}: no end-of-text token; set eos_token in tokenizer_config.json")
+        if isinstance(content, str):
+            return content
+    return None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

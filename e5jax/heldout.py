@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from e5jax.errors import UserError
-from e5jax.formats import instruct
+from e5jax.formats import Prompts
 from e5jax.records import BadRecord, Record, Source, read
 
 
@@ -25,16 +25,17 @@ class HeldOut:
     instructed: tuple[str, ...]
     """As the model reads them."""
     passages: tuple[str, ...]
+    """Without a prompt."""
     relevant: tuple[frozenset[int], ...]
 
 
-def load(name: str, sources: Iterable[Source], pool: Iterable[Source], on_bad_record: str) -> HeldOut:
+def load(name: str, sources: Iterable[Source], pool: Iterable[Source], prompts: Prompts, on_bad_record: str) -> HeldOut:
     """Read a held-out set; equal passages are one passage, equal instructed queries one query."""
     passages: dict[str, int] = {}
     asked: dict[str, tuple[str, set[int]]] = {}
     add = lambda passage: passages.setdefault(passage, len(passages))
     for record in _records(sources, on_bad_record):
-        instructed = instruct(record.task, record.query)
+        instructed = prompts.before_query(record.task) + record.query
         asked.setdefault(instructed, (record.query, set()))[1].add(add(record.positive))
         for negative in record.negatives:
             add(negative)
@@ -60,12 +61,11 @@ def _records(sources, on_bad_record) -> Iterable[Record]:
                 raise UserError(f"{where}: {record.reason} (--data.on-bad-record skip leaves it out)")
 
 
-def all_texts(sources: Iterable[Source], on_bad_record: str) -> Iterable[str]:
+def all_texts(sources: Iterable[Source], prompts: Prompts, on_bad_record: str) -> Iterable[str]:
     """Every text of the sources as a model reads it."""
     for record in _records(sources, on_bad_record):
-        yield instruct(record.task, record.query)
-        yield record.positive
-        yield from record.negatives
+        yield prompts.before_query(record.task) + record.query
+        yield from (prompts.passage + text for text in (record.positive, *record.negatives))
 
 
 def ranking_metrics(scores_QP: np.ndarray, relevant: Iterable[frozenset[int]]) -> dict[str, float]:

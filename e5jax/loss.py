@@ -10,21 +10,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from e5jax.architecture import Model
 from e5jax.attention import Rows
-from e5jax.decoder import Decoder
+from e5jax.layers import NO_DROPOUT, Dropout
 from e5jax.packing import Bins
-from e5jax.pooling import last_token, unit
+from e5jax.pooling import unit
 from e5jax.sharding import constrain, over_shards
 
 
 def encode(
-    model: Decoder,
+    model: Model,
     bins: Bins,
     rows: Rows,
     *,
     dtype: jnp.dtype,
     remat: bool,
-    dropout_rate: float,
+    dropout: Dropout,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
     """Unit vectors of every slot of every bin -> [C · S · N, D] in f32; empty slots hold nothing of meaning.
@@ -39,7 +40,7 @@ def encode(
 
     def one_bin(model, key, tokens_T, positions_T, segments_T, last_N, texts_N):
         keys_T = None
-        if key is not None and dropout_rate > 0:
+        if key is not None and dropout != NO_DROPOUT:
             fold = jax.random.fold_in
             keys_T = jax.vmap(lambda text, position: fold(fold(key, text), position))(
                 texts_N[segments_T - 1], positions_T
@@ -51,10 +52,10 @@ def encode(
             rows,
             dtype=dtype,
             remat=remat,
-            dropout_rate=dropout_rate,
+            dropout=dropout,
             dropout_keys_T=keys_T,
         )
-        return unit(last_token(x_TD, last_N))
+        return unit(model.pooling(x_TD, positions_T, segments_T, last_N))
 
     def one_chunk(leaves, key, arrays):
         model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))

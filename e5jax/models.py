@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -10,19 +11,20 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from e5jax import checkpoint, hf, lora, peft_format, st_format
+from e5jax import architecture, checkpoint, hf, lora, peft_format, st_format
 from e5jax import workdir as workdirs
-from e5jax.decoder import Decoder, DecoderConfig
+from e5jax.architecture import Architecture, Model, abstract
 from e5jax.errors import UserError
-from e5jax.formats import INSTRUCT, Prompts, Tokenizer
-from e5jax.sharding import shardings
+from e5jax.formats import Prompts, Tokenizer
+from e5jax.pooling import Kind, Pooling
+from e5jax.sharding import replicated, shardings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenedModel:
-    """A decoder with its weights, and what is needed to use it."""
+    """A model with its weights, and what is needed to use it."""
 
-    model: Decoder
+    model: Model
     tokenizer: Tokenizer
     dtype: jnp.dtype
     max_length: int | None
@@ -32,11 +34,6 @@ class OpenedModel:
     """What its files want in front of texts."""
     kept: dict
     """`HFConfig.kept` of the Hugging Face model at its root; {} where it was trained from random weights, or whole."""
-
-
-def abstract(cfg: DecoderConfig, dtype: jnp.dtype):
-    """(graphdef, state) of a decoder without weights."""
-    return jax.eval_shape(lambda: nnx.split(Decoder(cfg, dtype, rngs=nnx.Rngs(0))))
 
 
 def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp.dtype | None) -> OpenedModel:
@@ -53,8 +50,9 @@ def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp
         return _open_peft(st, mesh, dtype)
     files = hf.read_config(directory)
     dtype = jnp.dtype(dtype or files.dtype)
+    cfg = files.architecture if st.pooling is None else dataclasses.replace(files.architecture, pooling=st.pooling)
     return OpenedModel(
-        model=read_weights(directory, files.decoder, mesh, dtype),
+        model=read_weights(directory, cfg, mesh, dtype),
         tokenizer=Tokenizer.load(directory),
         dtype=dtype,
         max_length=st.max_length,
@@ -69,12 +67,42 @@ def is_run(path: Path) -> bool:
     return workdirs.is_run(path) or (path.parent.name == "checkpoints" and workdirs.is_run(path.parent.parent))
 
 
-def read_weights(directory: Path, cfg: DecoderConfig, mesh: Mesh | None, dtype) -> Decoder:
-    """A decoder with the weights of a Hugging Face directory."""
+def read_weights(directory: Path, cfg: Architecture, mesh: Mesh | None, dtype) -> Model:
+    """A model with the weights of a Hugging Face directory."""
     graphdef, state = abstract(cfg, dtype)
     layout = None if mesh is None else nnx.to_pure_dict(shardings(state, mesh))
     weights = hf.load(directory, cfg, nnx.to_pure_dict(state), layout, dtype)
     nnx.replace_by_pure_dict(state, weights)
+    return nnx.merge(graphdef, state)
+
+
+def rearranged(
+    cfg: Architecture, pooling: Kind | None, causal: bool | None, keep_layers: Sequence[int] | None
+) -> Architecture:
+    """The shape with what is not None. UserError for what the model cannot be."""
+    changes = {} if pooling is None else {"pooling": pooling}
+    if causal is not None:
+        if not hasattr(cfg, "causal"):
+            raise UserError(f"model.causal: a {cfg.family} has no such choice, its tokens see both sides")
+        changes["causal"] = causal
+    if keep_layers is not None:
+        if not keep_layers or not all(0 <= layer < cfg.layers for layer in keep_layers):
+            raise UserError(f"model.keep_layers {list(keep_layers)}: the model has the layers 0 to {cfg.layers - 1}")
+        changes["layers"] = len(keep_layers)
+    return dataclasses.replace(cfg, **changes)
+
+
+def changed(model: Model, cfg: Architecture, keep_layers: Sequence[int] | None, mesh: Mesh | None) -> Model:
+    """The same weights under another pooling or mask, of some of the layers; latents that it lacks are new."""
+    graphdef, state = abstract(cfg, model.embed.dtype)
+    kept = nnx.to_pure_dict(nnx.state(model))
+    if keep_layers is not None:
+        kept["layers"] = jax.tree.map(lambda x: x[jnp.array(keep_layers)], kept["layers"])
+    if cfg.pooling != model.cfg.pooling:
+        kept.pop("pooling", None)
+        if fresh := nnx.to_pure_dict(nnx.state(Pooling(cfg.pooling, cfg.dim, rngs=nnx.Rngs(0)))):
+            kept["pooling"] = jax.device_put(fresh, None if mesh is None else replicated(mesh))
+    nnx.replace_by_pure_dict(state, kept)
     return nnx.merge(graphdef, state)
 
 
@@ -104,7 +132,7 @@ def _open_peft(st, mesh, dtype):
     )
 
 
-def _merged(model: Decoder) -> Decoder:
+def _merged(model: Model) -> Model:
     """Adapters added into the base, in the base's own memory."""
     graphdef, adapters, base = nnx.split(model, nnx.LoRAParam, ...)
 
@@ -119,46 +147,54 @@ def _merged(model: Decoder) -> Decoder:
 def _open_run(path, mesh, dtype):
     workdir, step_dir = checkpoint.find_step(path)
     config = workdirs.read_config(workdir)
-    cfg = DecoderConfig(**config["run"]["decoder"])
+    cfg = architecture.from_json(config["run"]["architecture"])
     dtype = jnp.dtype(dtype or config["model"]["dtype"])
     kept = {}
     if config["lora"] is None:
-        model = _with_params(lambda: Decoder(cfg, jnp.float32, rngs=nnx.Rngs(0)), step_dir, mesh, nnx.Param)
+        model = _with_params(lambda: architecture.build(cfg, jnp.float32, rngs=nnx.Rngs(0)), step_dir, mesh, nnx.Param)
         model = jax.tree.map(lambda w: w.astype(dtype), model)
     else:
         base, kept = open_base(workdir, config, mesh, dtype)
         graphdef, adapters, _ = nnx.split(read_adapters(step_dir, config, mesh), nnx.LoRAParam, ...)
-        model = _merged(nnx.merge(graphdef, adapters, nnx.state(base)))
+        model = _merged(nnx.merge(graphdef, adapters, nnx.split(base, nnx.LoRAParam, ...)[2]))
     return OpenedModel(
         model=model,
         tokenizer=Tokenizer.load(workdir / "tokenizer"),
         dtype=dtype,
         max_length=config["data"]["max_length"],
         digest=checkpoint.digest(step_dir),
-        prompts=Prompts(query=INSTRUCT),
+        prompts=stored_prompts(config),
         kept=kept,
     )
 
 
-def open_base(workdir: Path, config: dict, mesh: Mesh | None, dtype: jnp.dtype) -> tuple[Decoder, dict]:
-    """The frozen decoder that the adapters of a run belong to -> (with weights in `dtype`, its `HFConfig.kept`).
+def stored_prompts(config: dict) -> Prompts:
+    """What a run puts in front of texts, from its config.json."""
+    return Prompts(query=config["data"]["query_prompt"] or None, passage=config["data"]["passage_prompt"])
+
+
+def open_base(workdir: Path, config: dict, mesh: Mesh | None, dtype: jnp.dtype) -> tuple[Model, dict]:
+    """The frozen model that the adapters of a run belong to -> (with weights in `dtype`, its `HFConfig.kept`).
 
     `config` is the run's config.json. Raises UserError where the base is not the one it was.
     """
+    cfg = architecture.from_json(config["run"]["architecture"])
     if (workdir / "base").is_dir():
-        return read_weights(workdir / "base", DecoderConfig(**config["run"]["decoder"]), mesh, dtype), {}
+        base = read_weights(workdir / "base", dataclasses.replace(cfg, pooling="last"), mesh, dtype)
+        return changed(base, cfg, None, mesh), {}
     source = config["model"]
     opened = open_model(source["base"], revision=source["revision"], mesh=mesh, dtype=dtype)
     if opened.digest != config["run"]["base"]:
         raise UserError(f"{workdir} was trained on {source['base']} as it was then; those files have changed since")
-    return opened.model, opened.kept
+    return changed(opened.model, cfg, source["keep_layers"], mesh), opened.kept
 
 
-def read_adapters(step_dir: Path, config: dict, mesh: Mesh | None) -> Decoder:
-    """The decoder of a run's config.json with the trained adapters (f32) of one step; all else is shapes."""
+def read_adapters(step_dir: Path, config: dict, mesh: Mesh | None) -> Model:
+    """The model of a run's config.json with the trained adapters (f32) of one step; all else is shapes."""
 
     def with_adapters():
-        model = Decoder(DecoderConfig(**config["run"]["decoder"]), jnp.float32, rngs=nnx.Rngs(0))
+        cfg = architecture.from_json(config["run"]["architecture"])
+        model = architecture.build(cfg, jnp.float32, rngs=nnx.Rngs(0))
         settings = config["lora"]
         return lora.adapt(model, settings["rank"], settings["alpha"], settings["targets"], jax.random.key(0))
 

@@ -22,6 +22,7 @@ from e5jax.encoder import WINDOW, Encoder
 from e5jax.errors import UserError
 from e5jax.prompts import PromptTable, instruction, load_table
 from e5jax.tasks import require_mteb
+from e5jax.vectors import Kept
 
 
 BM25 = "bm25"
@@ -31,10 +32,13 @@ SIDES = {"query": ("query",), "document": ("passage",), None: ("query", "passage
 logger = logging.getLogger(__name__)
 
 
-def open_mteb_model(name: str, *, max_length: int | None, dtype: str | None, mesh: Mesh | None, prompts: str | None):
+def open_mteb_model(
+    name: str, *, max_length: int | None, dtype: str | None, mesh: Mesh | None, prompts: str | None, kept: Kept
+):
     """`bm25`, `sentence-transformers:NAME_OR_DIR`, or whatever `Encoder.load` takes, as a model for `run_task`.
 
-    `prompts` as for `load_table`. Raises UserError where a model cannot be opened or an option does not fit it.
+    `prompts` as for `load_table`; `kept`: of its vectors, where it has some. Raises UserError where a model cannot be
+    opened or an option does not fit it.
     """
     require_mteb()
     table = load_table(prompts)
@@ -43,9 +47,10 @@ def open_mteb_model(name: str, *, max_length: int | None, dtype: str | None, mes
     if name.startswith(SENTENCE_TRANSFORMERS):
         if table.chosen and table.instructions is not None:
             raise UserError(f"{name} has its prompts in its own files: --prompts {prompts} is for other models")
-        return _sentence_transformer(name.removeprefix(SENTENCE_TRANSFORMERS), max_length, dtype, table)
+        return _sentence_transformer(name.removeprefix(SENTENCE_TRANSFORMERS), max_length, dtype, table, kept)
     encoder = Encoder.load(name, max_length=max_length, dtype=dtype, mesh=mesh)
-    return MtebModel(encoder=encoder, table=table, name=name)
+    kept.check(encoder.model.cfg.dim)
+    return MtebModel(encoder=encoder, table=table, name=name, kept=kept)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,10 +60,12 @@ class MtebModel:
     encoder: Encoder
     table: PromptTable
     name: str
+    kept: Kept
+    """What is compared of its vectors."""
     prompts_used: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **_) -> np.ndarray:
-        """Batches of {"text": [...]} -> float32 [texts, D], unit norm, in order."""
+        """Batches of {"text": [...]} -> float32 [texts, dims], unit norm, in order."""
         sides = SIDES[prompt_type and prompt_type.value]
         name, kind = task_metadata.name, task_metadata.type
         before = self.before(name, kind, _default(task_metadata), sides)
@@ -76,7 +83,7 @@ class MtebModel:
             logger.warning(
                 "%s: %d of %d texts were longer than %d tokens and cut", what, cut, len(texts), encoder.max_length
             )
-        return np.concatenate(vectors) if vectors else encoder.encode([])
+        return self.kept.apply(np.concatenate(vectors) if vectors else encoder.encode([]))
 
     def before(self, task: str, task_type: str, default: str, sides: tuple[str, ...]) -> str:
         """What goes in front of texts; an instruction only for models whose files take one, or where the user chose.
@@ -119,7 +126,7 @@ class MtebModel:
                 "n_embedding_parameters": encoder.model.embed.size,
                 "memory_usage_mb": sum(w.nbytes for w in weights) / 2**20,
                 "max_tokens": encoder.max_length,
-                "embed_dim": encoder.model.cfg.dim,
+                "embed_dim": self.kept.check(encoder.model.cfg.dim),
                 "framework": ["JAX"],
                 "similarity_fn_name": ScoringFunction.COSINE,
                 "use_instructions": self.table.chosen or "{task}" in (encoder.prompts.query or ""),
@@ -180,7 +187,7 @@ class Bm25:
         return ModelMeta.create_empty(overwrites=about)
 
 
-def _sentence_transformer(name: str, max_length: int | None, dtype: str | None, table: PromptTable):
+def _sentence_transformer(name: str, max_length: int | None, dtype: str | None, table: PromptTable, kept: Kept):
     """mteb's wrapper around a sentence-transformers model, with `prompts_used`."""
     try:
         import torch
@@ -191,12 +198,12 @@ def _sentence_transformer(name: str, max_length: int | None, dtype: str | None, 
     from mteb.models.abs_encoder import get_prompt
 
     class Wrapper(SentenceTransformerEncoderWrapper):
-        """Notes which of the model's own prompts is used."""
+        """Notes which of the model's own prompts is used; gives what is kept of its vectors."""
 
         def encode(self, inputs, *, task_metadata, prompt_type=None, **rest):
             before = get_prompt(self.model_prompts, task_metadata, prompt_type) or ""
             _note(self.prompts_used, task_metadata, SIDES[prompt_type and prompt_type.value], before)
-            return super().encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **rest)
+            return kept.apply(super().encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **rest))
 
     try:
         model = SentenceTransformer(name, model_kwargs={"use_safetensors": True})
@@ -204,6 +211,7 @@ def _sentence_transformer(name: str, max_length: int | None, dtype: str | None, 
         raise UserError(f"{name}: sentence-transformers cannot open it: {error}") from error
     if dtype is not None:
         model = model.to(getattr(torch, dtype))
+    kept.check(model.get_embedding_dimension())
     model.max_seq_length = max_length or model.max_seq_length
     if table.instructions is None:
         model.prompts, model.default_prompt_name = {}, None

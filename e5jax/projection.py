@@ -73,16 +73,24 @@ dot.defvjp(_dot_forward, _dot_backward, symbolic_zeros=True)
 
 
 class Projection(nnx.Module):
-    """`einsum(eq, x, w)`; where an adapter hangs on it, the adapter's product is added."""
+    """`einsum(eq, x, w)`, perhaps plus a bias; where an adapter hangs on it, the adapter's product is added."""
 
-    def __init__(self, eq: str, *dims: tuple[str, int], fan_in: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, eq: str, *dims: tuple[str, int], fan_in: int, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         axes, shape = zip(*dims, strict=True)
         self.eq = eq
         w = jax.random.normal(rngs.params(), shape, jnp.float32) / math.sqrt(fan_in)
         self.w = nnx.Param(w.astype(dtype), axes=axes)
+        xs, ws = eq.split("->")[0].split(",")
+        self.inputs = sum(letter in xs for letter in ws)  # they lead in every weight here
+        # Flat, as files have it; only what is split over the devices in the output is so here.
+        axis = axes[self.inputs] if axes[self.inputs] != "embed" else None
+        self.b = nnx.Param(jnp.zeros(math.prod(shape[self.inputs :]), dtype), axes=(axis,)) if bias else nnx.data(None)
         self.adapter = nnx.data(None)
 
     def __call__(self, x: jax.Array, x_adapter: jax.Array) -> jax.Array:
         """`x_adapter` is what the adapter sees: x, with dropout while training."""
-        y = dot(self.eq, self.w.axes, x, self.w[...])
+        w = self.w[...]
+        y = dot(self.eq, self.w.axes, x, w)
+        if self.b is not None:
+            y += self.b[...].astype(x.dtype).reshape(w.shape[self.inputs :])
         return checkpoint_name(y if self.adapter is None else y + self.adapter(x_adapter), KEPT)

@@ -37,7 +37,7 @@ class Source:
 
     path: str
     """A .jsonl, .parquet, .csv or SQuAD .json file, a folder of .parquet files, a TFDS dataset
-    folder, or plain text beside `positives`."""
+    folder, or plain text beside `positives` or with `texts`."""
     split: str = "train"
     """Split of a TFDS dataset, slices allowed: train[:80%]."""
     rows: str = ":"
@@ -46,6 +46,9 @@ class Source:
     """Keep this share of what `rows` leaves, evenly spread: the paper takes a tenth of some sets."""
     positives: str | None = None
     """A second text file, aligned line by line with `path`: bitext."""
+    texts: bool = False
+    """Plain texts, each its own positive (SimCSE, arXiv 2104.08821: nothing but dropout tells the two apart): the field
+    `text` of .jsonl, .parquet and TFDS, the lines of any other file."""
     min_score: float | None = None
     """Keep only the records whose `score` is at least this."""
     task: str | None = None
@@ -58,6 +61,8 @@ class Source:
             raise UserError(f"{self.path}: weight must be positive, got {self.weight}")
         if not 0 < self.sample <= 1:
             raise UserError(f"{self.path}: sample must be in (0, 1], got {self.sample}")
+        if self.texts and self.positives is not None:
+            raise UserError(f"{self.path}: with texts, each is its own positive: give texts or positives, not both")
         _window(self.rows)
 
 
@@ -119,11 +124,15 @@ def _locate(source: Source) -> tuple[Callable[[Source, list[Path]], Iterator[Uni
         return _tfds, sorted(file for file in path.rglob("*") if file.is_file())
     paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     suffix = paths[0].suffix.lower() if paths else None
-    if suffix not in READERS:
+    if source.texts and path.is_file() and suffix not in READERS:
+        return _lines, paths
+    readable = HOLD_TEXTS if source.texts else READERS
+    if suffix not in readable:
         what = "this folder" if path.is_dir() else f"files named {suffix or 'without suffix'}"
+        lines_of = "other files as a text a line" if source.texts else "any text with `positives` or `texts`"
         raise UserError(
-            f"{path}: cannot read {what}; what can be read: {', '.join(READERS)}, a folder of "
-            ".parquet, a TFDS version folder (with dataset_info.json), any text with `positives`"
+            f"{path}: cannot read {what}; what can be read: {', '.join(readable)}, a folder of "
+            f".parquet, a TFDS version folder (with dataset_info.json), {lines_of}"
         )
     return READERS[suffix], paths
 
@@ -254,12 +263,20 @@ def _bitext(source: Source, paths: list[Path]) -> Iterator[Unit]:
     if counts[0] != counts[1]:
         raise UserError(f"{paths[0]}: {counts[0]} lines, but {paths[1]} has {counts[1]}")
     for (number, query), (_, positive) in zip(*map(lines, paths), strict=True):
-        fields = {"query": query, "positive": positive}
-        fields = {k: v.removesuffix("\n").removesuffix("\r") for k, v in fields.items()}
-        yield [(f"{paths[0]}:{number}", fields)]
+        yield [(f"{paths[0]}:{number}", {"query": _unended(query), "positive": _unended(positive)})]
+
+
+def _lines(source: Source, paths: list[Path]) -> Iterator[Unit]:
+    for number, line in lines(paths[0]):
+        yield [(f"{paths[0]}:{number}", {"text": _unended(line)})]
+
+
+def _unended(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
 
 
 READERS = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv, ".json": _squad}
+HOLD_TEXTS = (".jsonl", ".parquet")  # of these, what has a field `text`
 
 
 def _record(fields: dict[str, Any], source: Source) -> Record | BadRecord | None:
@@ -267,6 +284,8 @@ def _record(fields: dict[str, Any], source: Source) -> Record | BadRecord | None
     try:
         if source.min_score is not None and not _score(fields) >= source.min_score:
             return None
+        if source.texts:
+            fields = _its_own_positive(fields)
         task = fields.get("task")
         return Record(
             task=_text("task", task) if task else source.task,
@@ -276,6 +295,14 @@ def _record(fields: dict[str, Any], source: Source) -> Record | BadRecord | None
         )
     except ValueError as error:
         return BadRecord(reason=str(error))
+
+
+def _its_own_positive(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record whose query and positive are a row's `text`; what else the row has is left out."""
+    if "text" not in fields:
+        raise ValueError(f"no text; its fields are {', '.join(fields) or 'none'}")
+    text = _text("text", fields["text"])
+    return {"query": text, "positive": text}
 
 
 def _required(fields: dict[str, Any], name: str) -> str:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from e5jax import hf
 from e5jax.errors import UserError
 from e5jax.formats import Prompts
+from e5jax.pooling import Kind
+from e5jax.settings import number, refuse
 from e5jax.tensors import read_json
 
 
@@ -28,6 +29,7 @@ SWITCHES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+OURS: dict[str, Kind] = {"lasttoken": "last", "mean": "mean", "weightedmean": "weighted_mean", "cls": "cls"}
 # Keys of sentence_bert_config.json that change the computation -> (harmless values, what any other asks for).
 REFUSED = {
     "do_lower_case": ((False,), "text in lower case"),
@@ -46,10 +48,12 @@ SEARCH = "Given a web search query, retrieve relevant passages that answer the q
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class STFiles:
-    """What the files say. The pooling is always the last token's."""
+    """What the files say."""
 
     transformer: Path
     """The folder with config.json or adapter_config.json, weights and tokenizer."""
+    pooling: Kind | None
+    """None where they do not say."""
     normalize: bool
     """Whether they give vectors of unit length, as e5jax does either way: cosines are the same."""
     max_length: int | None
@@ -61,27 +65,27 @@ def read(directory: Path) -> STFiles:
     """What a folder's files say; a folder that is none of sentence-transformers says nothing.
 
     `default_prompt_name` is not heeded: here whoever encodes says what is a query. Raises UserError, naming file and
-    key, for another pooling than the last token's and for any module, task or comparison that is not here.
+    key, for any pooling, module, task or comparison that is not here.
     """
     if not (directory / "modules.json").is_file():
-        if (directory / POOLING).is_file():
-            _check_pooling(directory / POOLING)
-        return STFiles(transformer=directory, normalize=False, max_length=None, prompts=Prompts(query=None))
+        pooling = _pooling(directory / POOLING) if (directory / POOLING).is_file() else None
+        prompts = Prompts(query=None)
+        return STFiles(transformer=directory, pooling=pooling, normalize=False, max_length=None, prompts=prompts)
     paths = _modules(directory / "modules.json")
     transformer = directory / paths["Transformer"]
-    _check_pooling(directory / paths["Pooling"] / "config.json")
-    settings = _optional(directory / "config_sentence_transformers.json")
+    said = _optional(directory / "config_sentence_transformers.json")
     where = directory / "config_sentence_transformers.json"
-    hf.refuse(settings, {"model_type": (("SentenceTransformer",), "another kind of model than an embedder")}, where)
+    refuse(said, {"model_type": (("SentenceTransformer",), "another kind of model than an embedder")}, where)
     normalize = "Normalize" in paths
     if not normalize:
         asks_for = "vectors of other lengths than one (modules.json has no Normalize)"
-        hf.refuse(settings, {"similarity_fn_name": (("cosine",), asks_for)}, where)
+        refuse(said, {"similarity_fn_name": (("cosine",), asks_for)}, where)
     return STFiles(
         transformer=transformer,
+        pooling=_pooling(directory / paths["Pooling"] / "config.json"),
         normalize=normalize,
         max_length=_max_length(transformer),
-        prompts=read_prompts(settings.get("prompts") or {}, where),
+        prompts=read_prompts(said.get("prompts") or {}, where),
     )
 
 
@@ -105,33 +109,32 @@ def _modules(where: Path) -> dict[str, str]:
     return paths
 
 
-def _check_pooling(where: Path) -> None:
-    """UserError for another pooling than the last token's; a file that says nothing means the mean."""
+def _pooling(where: Path) -> Kind:
+    """The pooling that a file asks for; one that says nothing means the mean. UserError for one that is not here."""
     raw = read_json(where)
     asked = raw.get("pooling_mode") or [mode for key, mode in SWITCHES.items() if raw.get(key)] or ["mean"]
     asked = [asked] if isinstance(asked, str) else asked
-    if asked != ["lasttoken"]:
-        raise UserError(f"{where}: pooling {', '.join(map(str, asked))}; e5jax has the last token's only")
+    if len(asked) != 1 or asked[0] not in OURS:
+        raise UserError(f"{where}: pooling {', '.join(map(str, asked))}; e5jax has one of {', '.join(OURS)}")
+    return OURS[asked[0]]
 
 
 def _max_length(transformer: Path) -> int | None:
     """sentence_bert_config.json rules; else the tokenizer's limit, no more than the positions of the model."""
     where = transformer / "sentence_bert_config.json"
     raw = _optional(where)
-    hf.refuse(raw, REFUSED, where)
+    refuse(raw, REFUSED, where)
     if raw.get("max_seq_length") is not None:
-        return hf.number(raw, "max_seq_length", int, where)
+        return number(raw, "max_seq_length", int, where)
     where = transformer / "tokenizer_config.json"
     raw = _optional(where)
     if raw.get("model_max_length") is None:
         return None
-    limit = hf.number(raw, "model_max_length", float, where)
+    limit = number(raw, "model_max_length", float, where)
     if limit > UNKNOWN_LENGTH:
         return None
     where = transformer / "config.json"
-    positions = hf.number(
-        {"max_position_embeddings": limit} | _optional(where), "max_position_embeddings", float, where
-    )
+    positions = number({"max_position_embeddings": limit} | _optional(where), "max_position_embeddings", float, where)
     return int(min(limit, positions))
 
 
@@ -173,11 +176,13 @@ def name_prompts(prompts: Prompts, tasks: Sequence[str]) -> dict[str, str]:
     return {name: prompts.query.replace("{task}", task) for name, task in named.items()} | passage
 
 
-def write(directory: Path, dim: int, max_length: int, prompts: Mapping[str, str]) -> None:
+def write(directory: Path, dim: int, pooling: Kind, max_length: int, prompts: Mapping[str, str]) -> None:
     """The files around a Transformer that lies in `directory` itself; its weights and its tokenizer are others' work.
 
-    `dim` is the width of a vector, `max_length` tokens of a text with special ones, `prompts` by name.
+    `dim` is the width of a vector, `pooling` one that these files have a name for (not latent), `max_length` tokens of
+    a text with special ones, `prompts` by name.
     """
+    (mode,) = (theirs for theirs, ours in OURS.items() if ours == pooling)
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
         for i, (name, path) in enumerate(MODULES.items())
@@ -185,8 +190,8 @@ def write(directory: Path, dim: int, max_length: int, prompts: Mapping[str, str]
     pooling = {
         "word_embedding_dimension": dim,
         "embedding_dimension": dim,
-        **{switch: mode == "lasttoken" for switch, mode in SWITCHES.items()},
-        "pooling_mode": "lasttoken",
+        **{switch: of == mode for switch, of in SWITCHES.items()},
+        "pooling_mode": mode,
         "include_prompt": True,  # behind the modes: older vLLM takes the first that is true for the mode
     }
     files = {

@@ -1,7 +1,7 @@
 """The training step: a pure function of (state, frozen weights, batch), and the arrays it starts from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +11,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from e5jax import checkpoint, lora, loss, workdir
+from e5jax import architecture, checkpoint, lora, loss, objectives, workdir
+from e5jax.architecture import Architecture, Model
 from e5jax.attention import Rows
 from e5jax.batch import Batch
 from e5jax.command import to_json
 from e5jax.config import TrainConfig
-from e5jax.decoder import Decoder, DecoderConfig
 from e5jax.errors import UserError
+from e5jax.layers import NO_DROPOUT, Dropout
+from e5jax.objectives import Distill
 from e5jax.sharding import constrain, shardings
 
 
@@ -37,37 +39,40 @@ def make_step(
     rows: Rows,
     *,
     temperature: float,
+    matryoshka: Sequence[int],
+    distill: Distill | None,
     dtype: jnp.dtype,
     remat: bool,
-    dropout_rate: float,
+    dropout: Dropout,
     seed: int,
 ) -> Callable:
-    """-> step(state, frozen, batch) -> (state, metrics). Gradients exist for `state.params` alone."""
+    """-> step(teacher, state, frozen, batch) -> (state, metrics). Gradients exist for `state.params` alone.
 
-    def loss_fn(params, frozen, batch: Batch, step):
-        vectors = loss.encode(
+    `teacher`: the weights of a live teacher; None without one.
+    """
+
+    def loss_fn(params, frozen, teacher, batch: Batch, step):
+        encode = partial(loss.encode, bins=batch.bins, rows=rows, dtype=dtype)
+        vectors = encode(
             nnx.merge(graphdef, params, frozen),
-            batch.bins,
-            rows,
-            dtype=dtype,
             remat=remat,
-            dropout_rate=dropout_rate,
+            dropout=dropout,
             dropout_key=jax.random.fold_in(jax.random.key(seed), step),
         )
-        return loss.info_nce(
-            constrain(vectors[batch.query_Q], "shards", None),
-            vectors[batch.passage_P],
-            batch.positive_Q,
-            batch.valid_P,
-            temperature,
-        )
+        q_QD, p_PD = constrain(vectors[batch.query_Q], "shards", None), vectors[batch.passage_P]
+        taught = batch.teacher_QE, batch.teacher_PE
+        if teacher is not None:
+            model = nnx.merge(distill.graphdef, teacher)
+            vectors = encode(model, remat=False, dropout=NO_DROPOUT, dropout_key=None)
+            taught = vectors[batch.query_Q], vectors[batch.passage_P]
+        return objectives.total(q_QD, p_PD, *taught, batch, temperature, matryoshka, distill)
 
-    def step(state: TrainState, frozen: nnx.State, batch: Batch):
+    def step(teacher: nnx.State | None, state: TrainState, frozen: nnx.State, batch: Batch):
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss_, accuracy), grads = value_and_grad(state.params, frozen, batch, state.step)
+        (loss_, metrics), grads = value_and_grad(state.params, frozen, teacher, batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss_, "accuracy": accuracy, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": loss_, **metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
@@ -75,25 +80,25 @@ def make_step(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """A decoder taken apart: what is trained, what is frozen, and how they go together."""
+    """A model taken apart: what is trained, what is frozen, and how they go together."""
 
     graphdef: nnx.GraphDef
     params: nnx.State
     frozen: nnx.State
 
 
-def build(config: TrainConfig, cfg: DecoderConfig, key: jax.Array):
-    """(graphdef, trained, frozen) of a decoder with random weights and fresh adapters."""
+def build(config: TrainConfig, cfg: Architecture, key: jax.Array):
+    """(graphdef, trained, frozen) of a model with random weights and fresh adapters."""
     model_key, adapter_key = jax.random.split(key)
     dtype = jnp.dtype(config.model.dtype if config.lora else "float32")
-    model = Decoder(cfg, dtype, rngs=nnx.Rngs(model_key))
+    model = architecture.build(cfg, dtype, rngs=nnx.Rngs(model_key))
     if config.lora is None:
         return nnx.split(model, nnx.Param, ...)
     lora.adapt(model, config.lora.rank, config.lora.alpha, config.lora.targets, adapter_key)
     return nnx.split(model, nnx.LoRAParam, ...)
 
 
-def place_model(config: TrainConfig, cfg: DecoderConfig, base: Decoder | None, mesh: Mesh) -> Trainable:
+def place_model(config: TrainConfig, cfg: Architecture, base: Model | None, mesh: Mesh) -> Trainable:
     """Every array on its devices: random weights made there, those of `base` as they are."""
     key = jax.random.key(config.seed)
     make = partial(build, config, cfg)
@@ -105,16 +110,17 @@ def place_model(config: TrainConfig, cfg: DecoderConfig, base: Decoder | None, m
         params = nnx.split(base, nnx.Param, ...)[1]
     else:  # the random base of `make` is never computed: nothing asks for it
         params = jax.jit(lambda k: make(k)[1], out_shardings=shardings(params, mesh))(key)
-        frozen = nnx.state(base)
+        _, latents, frozen = nnx.split(base, nnx.LoRAParam, ...)
+        nnx.update(params, jax.tree.map(lambda x: x.astype(jnp.float32), latents))  # its own, perhaps trained
     return Trainable(graphdef=graphdef, params=params, frozen=frozen)
 
 
-def start_from(run: str, config: TrainConfig, cfg: DecoderConfig, facts: dict, params: nnx.State) -> nnx.State:
+def start_from(run: str, config: TrainConfig, cfg: Architecture, facts: dict, params: nnx.State) -> nnx.State:
     """The parameters of another run's newest step. UserError where that run has another model under them."""
     other, step_dir = checkpoint.find_step(Path(run).expanduser())
     stored = workdir.read_config(other)
     wanted = {
-        "its decoder": (stored["run"]["decoder"], dataclasses.asdict(cfg)),
+        "its architecture": (stored["run"]["architecture"], dataclasses.asdict(cfg)),
         "its tokenizer": (stored["run"]["tokenizer"], facts["tokenizer"]),
         "its base": (stored["run"]["base"], facts["base"]),
         "lora": (stored["lora"], to_json(config)["lora"]),

@@ -5,6 +5,7 @@ config → mesh, model, data, the one shape of a batch → for each step: batch 
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import math
@@ -21,12 +22,13 @@ from jax.sharding import Mesh
 from e5jax import checkpoint, command, flops, formats, heldout, loop, lora, models
 from e5jax import config as configs
 from e5jax import workdir as workdirs
+from e5jax.architecture import Architecture, Model
 from e5jax.batch import TrainData, fit_shape, prepare_data
 from e5jax.checkpoint import abstract
 from e5jax.config import FromScratch, Pretrained, TrainConfig
-from e5jax.decoder import PROJECTIONS, Decoder, DecoderConfig
 from e5jax.errors import UserError
 from e5jax.evaluator import Evaluator, report
+from e5jax.layers import Dropout
 from e5jax.logbook import Logbook
 from e5jax.optim import adamw, learning_rate
 from e5jax.packing import BinShape
@@ -50,16 +52,21 @@ def train(config: TrainConfig) -> dict[str, float]:
     shards = shard_count(mesh)
     if config.batch_size % shards:
         raise UserError(f"batch_size {config.batch_size} is not a multiple of the {shards} devices that share it")
-    if config.lora is not None:
-        lora.check_targets(config.lora.targets, PROJECTIONS)
     workdir = Path(config.workdir).expanduser()
     workdirs.check_new_or_run(workdir)
 
-    on_bad_record = config.data.on_bad_record
-    heldouts = [heldout.load(s.name, s.sources, s.pool, on_bad_record) for s in config.eval]
+    prompts, on_bad_record = config.data.prompts, config.data.on_bad_record
+    heldouts = [heldout.load(s.name, s.sources, s.pool, prompts, on_bad_record) for s in config.eval]
     base, cfg, tokenizer, base_digest = open_base(config, mesh)
+    config = with_targets(config, cfg)
+    check_fits(config, cfg)
     train_data = prepare_data(config, tokenizer)
-    facts = {"data": train_data.fingerprint, "tokenizer": tokenizer.digest, "base": base_digest}
+    facts = {"data": train_data.fingerprint, "tokenizer": tokenizer.digest, "base": base_digest, "teacher": None}
+    distill = teacher = None
+    if config.distill is not None:
+        from e5jax.distill import learn_from  # which brings evaluation's dependencies
+
+        train_data, distill, teacher, facts["teacher"] = learn_from(config, train_data, tokenizer, cfg.dim, mesh)
     stored = workdirs.check_resumable(workdir, config, facts)
     shape = workdirs.stored_shape(workdir, config, shards) or fit_shape(config, train_data, shards)
 
@@ -98,15 +105,19 @@ def train(config: TrainConfig) -> dict[str, float]:
                 optimizer,
                 shape.rows,
                 temperature=config.temperature,
+                matryoshka=config.matryoshka,
+                distill=distill,
                 dtype=dtype,
                 remat=config.remat,
-                dropout_rate=config.lora.dropout if config.lora else 0.0,
+                dropout=Dropout(adapters=config.lora.dropout if config.lora else 0.0, hidden=config.dropout),
                 seed=config.seed,
             )
-            evaluator = Evaluator.make(graphdef, heldouts, tokenizer, config.data.max_length, cfg.dim, shards, dtype)
+            evaluator = Evaluator.make(
+                graphdef, heldouts, tokenizer, prompts, config.data.max_length, cfg.dim, shards, dtype
+            )
             work = flops.train_flops_per_token(cfg, adapters_only=config.lora is not None)
             parts = loop.Parts(
-                step=jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh))),
+                step=partial(jax.jit(step, donate_argnums=1, out_shardings=(layout, replicated(mesh))), teacher),
                 to_devices=partial(to_devices, mesh=mesh),
                 evaluate=evaluator if heldouts else None,
                 learning_rate=schedule,
@@ -126,23 +137,46 @@ def train(config: TrainConfig) -> dict[str, float]:
     return report(workdir, heldouts)
 
 
-def open_base(config: TrainConfig, mesh: Mesh) -> tuple[Decoder | None, DecoderConfig, formats.Tokenizer, str | None]:
-    """-> (decoder with weights or None, its shape, tokenizer, digest of the weights or None)."""
+def open_base(config: TrainConfig, mesh: Mesh) -> tuple[Model | None, Architecture, formats.Tokenizer, str | None]:
+    """-> (model with weights or None, its shape, tokenizer, digest of the weights or None)."""
     match config.model:
         case Pretrained() as source:
             dtype = source.dtype if config.lora else "float32"
             opened = models.open_model(source.base, revision=source.revision, mesh=mesh, dtype=dtype)
-            return opened.model, opened.model.cfg, opened.tokenizer, opened.digest
+            cfg = models.rearranged(opened.model.cfg, source.pooling, source.causal, source.keep_layers)
+            model = models.changed(opened.model, cfg, source.keep_layers, mesh)
+            return model, cfg, opened.tokenizer, opened.digest
         case FromScratch(tokenizer=None) as source:
-            texts = heldout.all_texts(config.data.train, config.data.on_bad_record)
-            tokenizer = formats.train_tokenizer(texts, source.decoder.vocab_size)
+            texts = heldout.all_texts(config.data.train, config.data.prompts, config.data.on_bad_record)
+            tokenizer = formats.train_tokenizer(texts, source.architecture.vocab_size)
         case FromScratch() as source:
             tokenizer = formats.Tokenizer.load(Path(source.tokenizer))
-    if len(tokenizer) > source.decoder.vocab_size:
+    cfg = source.architecture
+    if len(tokenizer) > cfg.vocab_size:
         raise UserError(
-            f"model.decoder.vocab_size {source.decoder.vocab_size} is less than the tokenizer's {len(tokenizer)} tokens"
+            f"model.architecture.vocab_size {cfg.vocab_size} is less than the tokenizer's {len(tokenizer)} tokens"
         )
-    return None, source.decoder, tokenizer, None
+    return None, cfg, tokenizer, None
+
+
+def with_targets(config: TrainConfig, cfg: Architecture) -> TrainConfig:
+    """With the names of the projections that get adapters. UserError for one that the model lacks."""
+    if config.lora is None:
+        return config
+    targets = cfg.projections if config.lora.targets is None else config.lora.targets
+    lora.check_targets(targets, cfg.projections)
+    return dataclasses.replace(config, lora=dataclasses.replace(config.lora, targets=targets))
+
+
+def check_fits(config: TrainConfig, cfg: Architecture) -> None:
+    """UserError where the model has fewer positions or dimensions than the config asks for."""
+    if cfg.longest is not None and config.data.max_length > cfg.longest:
+        raise UserError(f"data.max_length {config.data.max_length}: this model takes at most {cfg.longest} tokens")
+    if (same := [source.path for source in config.data.train if source.texts]) and config.distill is None:
+        if not config.dropout and not (config.lora and config.lora.dropout):
+            raise UserError(f"{same[0]}: nothing tells a text from itself (SimCSE): set dropout, such as --dropout 0.1")
+    if wide := [dims for dims in config.matryoshka if dims > cfg.dim]:
+        raise UserError(f"matryoshka {wide[0]}: this model's vectors have {cfg.dim} dimensions")
 
 
 def to_devices(batch, *, mesh: Mesh):
@@ -151,14 +185,14 @@ def to_devices(batch, *, mesh: Mesh):
 
 
 def describe(
-    config: TrainConfig, cfg: DecoderConfig, params, shape: BinShape, train_data: TrainData, mesh: Mesh
+    config: TrainConfig, cfg: Architecture, params, shape: BinShape, train_data: TrainData, mesh: Mesh
 ) -> None:
     """Print the resolved config and what follows from it."""
     print(json.dumps(command.to_json(config), indent=2, ensure_ascii=False))
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     rows = " + ".join(f"{count} × {width}" for width, count in shape.rows)
     print(
-        f"\n{trained:,} parameters are trained; {flops.projection_weights(cfg):,} weights in the decoder's products\n"
+        f"\n{trained:,} parameters are trained; {cfg.projection_weights:,} weights in the model's products\n"
         f"{sum(map(len, train_data.stores)):,} records; a batch is {config.batch_size} queries in at most "
         f"{shape.chunks} chunks × {shape.shards} shards × {shape.tokens:,} tokens ({rows})\n"
         f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}\n",

@@ -9,6 +9,7 @@ Shards are written by any number of processes in any order; whoever finds all of
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -140,6 +141,44 @@ def quantized(vectors: np.ndarray, dims: int | None, dtype: str) -> np.ndarray:
     if dtype == "binary":
         return np.packbits(vectors > 0, axis=1)
     return vectors
+
+
+def dequantized(stored: np.ndarray, dims: int, dtype: str) -> np.ndarray:
+    """What `quantized` has stored, as float32 [n, dims] whose products are the cosines that it allows.
+
+    int8: of length one again. binary: +1 and -1 over the root of dims, so that the product is one minus twice the share
+    of signs that differ, the order of Hamming distances.
+    """
+    if dtype == "int8":
+        vectors = stored.astype(np.float32)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    if dtype == "binary":
+        return (np.unpackbits(stored, axis=1, count=dims).astype(np.float32) * 2 - 1) / np.float32(np.sqrt(dims))
+    return stored
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is kept of a model's vectors."""
+
+    dims: int | None
+    """The first so many dimensions; None: all."""
+    quantize: str | None
+    """int8 or binary; None: float32."""
+
+    def check(self, dim: int) -> int:
+        """The dimensions that are kept of `dim`. Raises UserError where there are not that many, or no whole bytes."""
+        if self.dims is not None and self.dims > dim:
+            raise UserError(f"dims {self.dims}: the model's vectors have {dim}")
+        dims = self.dims or dim
+        if self.quantize == "binary" and dims % 8:
+            raise UserError(f"binary vectors are whole bytes: dims {dims} is not a multiple of 8")
+        return dims
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors [n, D] as a search among the stored ones would compare them, float32 [n, dims]."""
+        dtype = self.quantize or "float32"
+        return dequantized(quantized(vectors, self.dims, dtype), self.dims or vectors.shape[1], dtype)
 
 
 def _vectors(directory: Path, shard: int) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import e5jax
 from e5jax import command, files, hf
+from e5jax.architecture import Architecture
 from e5jax.config import FromScratch, TrainConfig
-from e5jax.decoder import DecoderConfig
 from e5jax.errors import UserError
 from e5jax.formats import Tokenizer
 from e5jax.packing import BinShape
@@ -33,7 +33,7 @@ MAY_CHANGE = (
     "wandb_project",
     "data.cache",
 )
-FACTS = {"data": "the training data", "tokenizer": "the tokenizer", "base": "the base model"}
+FACTS = {"data": "the training data", "tokenizer": "the tokenizer", "base": "the base model", "teacher": "the teacher"}
 
 
 def read_config(workdir: Path) -> dict:
@@ -109,7 +109,7 @@ def stored_shape(workdir: Path, config: TrainConfig, shards: int) -> BinShape | 
 def create(
     workdir: Path,
     config: TrainConfig,
-    cfg: DecoderConfig,
+    cfg: Architecture,
     facts: dict,
     shape: BinShape,
     tokenizer: Tokenizer,
@@ -122,7 +122,8 @@ def create(
         partial.mkdir(parents=True)
         tokenizer.save(partial / "tokenizer")
         if isinstance(config.model, FromScratch) and config.lora is not None:
-            hf.save(frozen, cfg, config.model.dtype, partial / "base")
+            # Latents are trained beside the adapters, so they are none of the base's.
+            hf.save(frozen, dataclasses.replace(cfg, pooling="last"), config.model.dtype, partial / "base")
         write_config(partial, config, cfg, facts, shape)
         partial.replace(workdir)  # over an empty folder, too
     except OSError as error:
@@ -131,11 +132,11 @@ def create(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_config(workdir: Path, config: TrainConfig, cfg: DecoderConfig, facts: dict, shape: BinShape) -> None:
+def write_config(workdir: Path, config: TrainConfig, cfg: Architecture, facts: dict, shape: BinShape) -> None:
     """config.json, whole or not at all."""
     run = {
         "e5jax": e5jax.__version__,
-        "decoder": dataclasses.asdict(cfg),
+        "architecture": dataclasses.asdict(cfg),
         "shape": dataclasses.asdict(shape),
         **facts,
     }

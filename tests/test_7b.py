@@ -1,6 +1,7 @@
 """The paper's run at its real shapes, compiled for 8 simulated devices; no weight exists in memory."""
 
 import dataclasses
+import functools
 import math
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from e5jax.batch import Batch
 from e5jax.command import load_config
 from e5jax.config import FromScratch
 from e5jax.decoder import MISTRAL_7B_V01
+from e5jax.layers import Dropout
 from e5jax.optim import adamw, learning_rate
 from e5jax.packing import Bins, choose_shape
 from e5jax.sharding import batch_shardings, make_mesh, replicated, shardings
@@ -27,7 +29,7 @@ GB = 1e9
 def compiled(mesh_shape):
     """-> (executable of the step, bytes of base arguments a device, shapes of base weights, config's bin shape)."""
     config = load_config(str(Path(__file__).parents[1] / "configs" / "e5_mistral_7b.py"))
-    config = dataclasses.replace(config, model=FromScratch(decoder=MISTRAL_7B_V01, dtype="bfloat16"))
+    config = dataclasses.replace(config, model=FromScratch(architecture=MISTRAL_7B_V01, dtype="bfloat16"))
     mesh = make_mesh(mesh_shape)
     rng = np.random.default_rng(0)
     # Queries of 20 to 80 tokens with their instruction; passages around 150 tokens, some cut at 512.
@@ -65,7 +67,11 @@ def compiled(mesh_shape):
         query_Q=ints(queries),
         passage_P=ints(passages),
         positive_Q=ints(queries),
+        negative_QK=ints(queries, 1),
+        has_QK=jax.ShapeDtypeStruct((queries, 1), jnp.bool_),
         valid_P=jax.ShapeDtypeStruct((passages,), jnp.bool_),
+        teacher_QE=None,
+        teacher_PE=None,
     )
     state_layout, frozen_layout = shardings((state, frozen), mesh)
     batch_layout = batch_shardings(batch, mesh, lambda x: 1 if x.ndim == 3 else None)
@@ -74,14 +80,16 @@ def compiled(mesh_shape):
         optimizer,
         shape.rows,
         temperature=config.temperature,
+        matryoshka=(),
+        distill=None,
         dtype=jnp.bfloat16,
         remat=config.remat,
-        dropout_rate=config.lora.dropout,
+        dropout=Dropout(adapters=config.lora.dropout, hidden=0.0),
         seed=0,
     )
     with jax.set_mesh(mesh):
         jitted = jax.jit(
-            step,
+            functools.partial(step, None),
             donate_argnums=0,
             in_shardings=(state_layout, frozen_layout, batch_layout),
             out_shardings=(state_layout, replicated(mesh)),

@@ -8,6 +8,7 @@ from flax import nnx
 
 from e5jax import attention
 from e5jax.attention import attend, visible
+from e5jax.layers import NO_DROPOUT
 from tests import tiny
 
 
@@ -24,7 +25,7 @@ def rows_of(text):
         (True, 3, "10000000 11000000 11100000 01110000 00001000 00001100 00000010 00000011"),
         (True, 1, "10000000 01000000 00100000 00010000 00001000 00000100 00000010 00000001"),
         (True, None, "10000000 11000000 11100000 11110000 00001000 00001100 00000010 00000011"),
-        (False, 3, "11100000 11110000 11110000 01110000 00001100 00001100 00000011 00000011"),
+        (False, 2, "11100000 11110000 11110000 01110000 00001100 00001100 00000011 00000011"),
         (False, None, "11110000 11110000 11110000 11110000 00001100 00001100 00000011 00000011"),
     ],
 )
@@ -40,7 +41,7 @@ def test_a_token_of_a_one_layer_decoder_depends_on_the_window_and_on_nothing_els
     tokens, positions, segments = np.arange(T), np.arange(T), np.ones(T, int)
 
     def states(embed):
-        options = dict(dtype=jnp.float32, remat=False, dropout_rate=0.0, dropout_keys_T=None)
+        options = dict(dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
         return nnx.merge(graphdef, embed, rest)(tokens, positions, segments, ((T, 1),), **options)
 
     (slopes_TDVD,) = jax.tree.leaves(tiny.jit(jax.jacrev(states))(embed))
@@ -53,8 +54,8 @@ def softmax_attention(q, k, v, causal, window):
     """One text, one query position and one head at a time."""
     out = np.zeros_like(q)
     for i in range(len(q)):
-        first = 0 if window is None else max(0, i - window + 1)
-        last = i + 1 if causal else len(q) if window is None else i + window
+        first = 0 if window is None else max(0, i - window + causal)
+        last = i + 1 if causal else len(q) if window is None else i + window + 1
         for head in range(q.shape[1]):
             group = head // (q.shape[1] // k.shape[1])
             scores = k[first:last, group] @ q[i, head] / np.sqrt(q.shape[2])

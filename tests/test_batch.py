@@ -53,7 +53,7 @@ def text_at(batch, vector, shape=SHAPE):
 
 
 def test_every_different_passage_stands_once_and_every_query_finds_its_own():
-    batch = make_batch((FIRST, SECOND), EXAMPLES, SHAPE, max_negatives=1)
+    batch = make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, max_negatives=1)
     assert [text_at(batch, vector) for vector in batch.query_Q] == QUERIES
     passages = [text_at(batch, vector) for vector in batch.passage_P[batch.valid_P]]
     assert sorted(passages) == PASSAGES
@@ -61,7 +61,7 @@ def test_every_different_passage_stands_once_and_every_query_finds_its_own():
 
 
 def test_a_query_is_no_passage_though_its_text_may_be_one():
-    batch = make_batch((FIRST, SECOND), EXAMPLES, SHAPE, max_negatives=1)
+    batch = make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, max_negatives=1)
     assert not set(batch.query_Q) & set(batch.passage_P[batch.valid_P])
     assert len(set(batch.query_Q)) == len(EXAMPLES)  # equal queries are encoded each
 
@@ -69,7 +69,7 @@ def test_a_query_is_no_passage_though_its_text_may_be_one():
 def test_texts_are_counted_without_reading_a_token(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Store, "texts", lambda *_: pytest.fail("a text was read"))
-        texts = texts_of((FIRST, SECOND), EXAMPLES)
+        texts = texts_of((FIRST, SECOND), EXAMPLES, 1)
     assert texts.passages == len(PASSAGES)
     assert texts.lengths[: len(QUERIES)].tolist() == [len(query) for query in QUERIES]
     assert sorted(texts.lengths[len(QUERIES) :]) == sorted(map(len, PASSAGES))
@@ -79,14 +79,14 @@ def test_texts_are_counted_without_reading_a_token(monkeypatch):
 
 def test_the_order_of_texts_follows_from_the_stored_hashes():
     """Not from Python's hash of bytes, which is another one in every process."""
-    texts = texts_of((FIRST,), np.array([[0, 0], [0, 2]]))
+    texts = texts_of((FIRST,), np.array([[0, 0], [0, 2]]), 1)
     hashes = [FIRST.describe(record)[which][1] for _, record, which in texts.where[2:]]
     assert hashes == sorted(hashes)
 
 
 def test_batches_of_other_lengths_and_fewer_passages_have_the_same_shapes():
-    large = make_batch((FIRST, SECOND), EXAMPLES, SHAPE, max_negatives=1)
-    small = make_batch((FIRST, SECOND), EXAMPLES[[1, 4, 1, 4, 1]], SHAPE, max_negatives=1)
+    large = make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, max_negatives=1)
+    small = make_batch((FIRST, SECOND), None, EXAMPLES[[1, 4, 1, 4, 1]], SHAPE, max_negatives=1)
     assert large.valid_P.sum() == 5 and small.valid_P.sum() == 1
     assert large.passage_P.shape == (10,)
     facts = lambda batch: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch)
@@ -97,4 +97,4 @@ def test_batches_of_other_lengths_and_fewer_passages_have_the_same_shapes():
 def test_a_batch_that_does_not_fit_is_refused_with_the_setting_to_raise(shape):
     settings = dict(chunks=3, shards=2, rows=((16, 2), (8, 2)), slots=12) | shape
     with pytest.raises(UserError, match=r"packing\.spare"):
-        make_batch((FIRST, SECOND), EXAMPLES, BinShape(**settings), max_negatives=1)
+        make_batch((FIRST, SECOND), None, EXAMPLES, BinShape(**settings), max_negatives=1)

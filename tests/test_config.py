@@ -47,16 +47,16 @@ def test_the_paper_s_numbers_stand_in_its_config():
     assert (config.batch_size, config.temperature, config.data.max_length) == (2048, 0.02, 512)
     assert (config.optim.peak_lr, config.optim.warmup_steps, config.optim.weight_decay) == (1e-4, 100, 0.1)
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (16, 32.0, 0.1)
-    assert config.lora.targets == ("q", "k", "v", "o", "gate", "up", "down")
+    assert config.lora.targets is None  # all seven projections
     assert config.steps == round(1_800_000 / 2048) and len(config.data.train) == 15
 
 
 def test_overrides_reach_every_depth():
-    argv = ["--config", QUICKSTART, "--steps", "7", "--optim.peak-lr=2e-4", "--model.decoder.window", "32"]
+    argv = ["--config", QUICKSTART, "--steps", "7", "--optim.peak-lr=2e-4", "--model.architecture.window", "32"]
     config = command.parse(
         [*argv, "--data.train.0.path", "mine.jsonl", "--eval-every", "3"], "train", configs.TrainConfig, needs_file=True
     )
-    assert (config.steps, config.optim.peak_lr, config.model.decoder.window) == (7, 2e-4, 32)
+    assert (config.steps, config.optim.peak_lr, config.model.architecture.window) == (7, 2e-4, 32)
     assert config.data.train[0].path == "mine.jsonl" and config.eval_every == 3
 
 
@@ -76,7 +76,7 @@ def test_overrides_reach_every_depth():
         (["--batch-size", "12"], "not a multiple of the 8 devices"),
         (["--data.train.0.path", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--batch-size", "1000"], "is more than the 556 records"),
-        (["--model.decoder.vocab-size", "100"], "vocab_size"),
+        (["--model.architecture.vocab-size", "100"], "vocab_size"),
         (["--init-from", "/nowhere"], "no checkpoint"),
     ],
 )

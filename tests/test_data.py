@@ -14,7 +14,7 @@ import pytest
 
 from e5jax import data
 from e5jax.errors import UserError
-from e5jax.formats import Tokenizer, instruct
+from e5jax.formats import INSTRUCT, PAPER, Prompts, Tokenizer
 from e5jax.records import Source
 from tests.test_formats import tiny_tokenizer
 
@@ -42,7 +42,7 @@ def tokenizer(tmp_path_factory):
 def prepare(tmp_path, tokenizer):
     def prepare(source, max_length=64, max_negatives=3, on_bad_record="stop"):
         cache = tmp_path / "cache"
-        return data.prepare(source, tokenizer, max_length, max_negatives, on_bad_record, cache)
+        return data.prepare(source, tokenizer, PAPER, max_length, max_negatives, on_bad_record, cache)
 
     return prepare
 
@@ -70,7 +70,7 @@ def test_a_store_holds_the_tokens_of_every_record(tmp_path, prepare, tokenizer):
     store = prepare(write(tmp_path / "a.jsonl", rows))
     assert len(store) == 2_500
     for i in [0, 1, 7, 999, 1_000, 2_499]:
-        query = instruct(rows[i].get("task"), rows[i]["query"])
+        query = PAPER.before_query(rows[i].get("task")) + rows[i]["query"]
         expected = tokenizer.encode([query, rows[i]["positive"], *rows[i]["negatives"]], 64)
         found = store.texts(i)
         assert [t.tolist() for t in found] == [t.tolist() for t in expected]
@@ -169,15 +169,15 @@ def test_other_settings_make_a_new_store(tmp_path, prepare, tokenised, settings)
     assert tokenised == [6]
 
 
-def test_another_tokenizer_template_or_task_makes_a_new_store(tmp_path, prepare, tokenizer, tokenised, monkeypatch):
+def test_another_tokenizer_template_or_task_makes_a_new_store(tmp_path, prepare, tokenizer, tokenised):
     source = write(tmp_path / "a.jsonl", [row(0)])
     prepare(source)
     other = Tokenizer.load(tiny_tokenizer(tmp_path / "other", post_processor=None))
-    data.prepare(source, other, 64, 3, "stop", tmp_path / "cache")
+    data.prepare(source, other, PAPER, 64, 3, "stop", tmp_path / "cache")
     prepare(Source(path=source.path, task="Find it."))
-    monkeypatch.setattr(data.formats, "instruct", lambda task, query: f"{task}: {query}")
-    prepare(source)
-    assert tokenised == [12]
+    data.prepare(source, tokenizer, Prompts(query="query: "), 64, 3, "stop", tmp_path / "cache")
+    data.prepare(source, tokenizer, Prompts(query=INSTRUCT, passage="passage: "), 64, 3, "stop", tmp_path / "cache")
+    assert tokenised == [15]
 
 
 def test_the_digest_knows_where_texts_begin(tmp_path, prepare):
@@ -219,7 +219,7 @@ def read(source):
 records_read, records.read = records.read, read
 tokenizer = formats.Tokenizer.load(pathlib.Path(sys.argv[2]))
 source = records.Source(path=sys.argv[1])
-data.prepare(source, tokenizer, 64, 3, "stop", pathlib.Path(sys.argv[3]))
+data.prepare(source, tokenizer, formats.PAPER, 64, 3, "stop", pathlib.Path(sys.argv[3]))
 """
     arguments = [source.path, str(tmp_path / "tokenizer"), str(tmp_path / "cache")]
     root = Path(data.__file__).parents[1]

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     model = Decoder(CFG, jnp.float32, rngs=nnx.Rngs(0))
     hf.save(nnx.to_pure_dict(nnx.state(model)), CFG, "float32", path)
-    texts = heldout.all_texts([Source(path=TRAIN, rows=":100")], "stop")
+    texts = heldout.all_texts([Source(path=TRAIN, rows=":100")], formats.PAPER, "stop")
     formats.train_tokenizer(texts, CFG.vocab_size).save(path)
     return path
 
@@ -75,7 +75,7 @@ def test_an_adapter_in_peft_s_format_is_merged_into_the_base_it_names(folder, tm
     _, adapters, _ = nnx.split(model, nnx.LoRAParam, ...)
     adapters = jax.tree.map(lambda x: x + 0.1, adapters)
     config = peft_format.AdapterConfig(rank=2, alpha=4.0, dropout=0.0, targets=("q", "down"), base=str(folder))
-    peft_format.save_adapter(nnx.to_pure_dict(adapters), config, tmp_path / "adapter")
+    peft_format.save_adapter(nnx.to_pure_dict(adapters), CFG, config, tmp_path / "adapter")
     adapted = e5jax.Encoder.load(str(tmp_path / "adapter"))
     beside = peft_format.load_adapter(tmp_path / "adapter", encoder.model)
     graphdef, state = nnx.split(beside)

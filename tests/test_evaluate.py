@@ -1,5 +1,6 @@
 """The evaluate command: names of models and tasks in, a table of results out, nothing measured twice."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -121,6 +122,40 @@ def test_the_passkey_task_runs_at_each_length_under_another_window(models, data,
     assert results.read_folder(tmp_path / "b").identity["rope_theta"] == 1e5
     # Lexical search cannot be asked for it: what it reads has no length.
     assert run(models, data, tmp_path / "c", tasks=["passkey"], model=["bm25"]) == 2
+
+
+def test_scores_of_other_dims_or_numbers_are_another_evaluation(models, data, tmp_path, capsys):
+    assert run(models, data, tmp_path / "whole") == 0
+    assert run(models, data, tmp_path / "cut", "--dims", "8", "--quantize", "binary") == 0
+    whole, cut = (results.read_folder(tmp_path / name) for name in ("whole", "cut"))
+    assert (cut.identity["dims"], cut.identity["quantize"]) == (8, "binary")
+    assert whole.find("alike-en").value != cut.find("alike-en").value
+    assert "dims 8, quantize binary" in (tmp_path / "cut" / "results.md").read_text()
+    assert run(models, data, tmp_path / "whole", "--dims", "8") == 2
+    assert run(models, data, tmp_path / "whole", "--quantize", "int8") == 2
+    said = capsys.readouterr().err
+    assert "dims is None there and 8 here" in said and "quantize is None there and 'int8' here" in said
+
+
+def test_what_cannot_be_cut_is_refused_before_anything_is_written(models, data, tmp_path, capsys):
+    argv = {"more": ("--dims", "1000"), "none": ("--dims", "0"), "bytes": ("--dims", "9", "--quantize", "binary")}
+    for name, more in argv.items():
+        with contextlib.suppress(SystemExit):
+            assert run(models, data, tmp_path / name, *more) == 2
+    for more in (("--dims", "8"), ("--quantize", "int8")):
+        assert run(models, data, tmp_path / "both", *more, model=["one", "bm25"], tasks=["kitchen"]) == 2
+    said = capsys.readouterr().err
+    assert "dims 1000: the model's vectors have 24" in said and "bm25 has no vectors" in said
+    assert "9 is not a multiple of 8" in said and "must be positive, got 0" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_passkey_task_compares_what_is_kept_too(models, data, tmp_path, monkeypatch):
+    shapes, whole = [], evaluate.passkey.accuracy
+    seen = lambda queries, documents, right: shapes.append(queries.shape[1]) or whole(queries, documents, right)
+    monkeypatch.setattr(evaluate.passkey, "accuracy", seen)
+    assert run(models, data, tmp_path / "r", "--passkey-lengths", "256", "--dims", "8", tasks=["passkey"]) == 0
+    assert shapes == [8]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def config(workdir, **changes) -> TrainConfig:
         workdir=str(workdir),
         steps=2,
         batch_size=8,
-        model=FromScratch(decoder=CFG),
+        model=FromScratch(architecture=CFG),
         lora=LoraConfig(rank=2, alpha=4.0),
         data=DataConfig(train=(Source(path=str(TRAIN), rows=":40", task=TASK),), max_length=MAX_LENGTH),
     )
@@ -124,7 +124,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    texts = heldout.all_texts([Source(path=TRAIN, rows=":100")], "stop")
+    texts = heldout.all_texts([Source(path=TRAIN, rows=":100")], formats.PAPER, "stop")
     return formats.train_tokenizer(texts, CFG.vocab_size)
 
 

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from e5jax.errors import UserError
-from e5jax.formats import Tokenizer, instruct
+from e5jax.formats import PAPER, Tokenizer
 
 
 needs_data = pytest.mark.skipif(
@@ -44,11 +44,11 @@ def tiny_tokenizer(directory, post_processor=BOS, config=None):
 
 
 def test_a_query_stands_under_its_instruction():
-    assert instruct("Find it.", "where?") == "Instruct: Find it.\nQuery: where?"
+    assert PAPER.before_query("Find it.") + "where?" == "Instruct: Find it.\nQuery: where?"
 
 
 def test_a_query_without_task_stays_bare():
-    assert instruct(None, "where?") == "where?"
+    assert PAPER.before_query(None) == ""
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 
 from e5jax import heldout
 from e5jax.errors import UserError
+from e5jax.formats import PAPER
 from e5jax.records import Source
 
 
@@ -48,7 +49,7 @@ def test_a_pool_of_fewer_than_ten_passages_has_metrics():
 def test_equal_passages_are_one_and_equal_questions_one_with_all_right_answers(tmp_path):
     asked = write(tmp_path / "a.jsonl", row("q", "one", "x"), row("r", "one"), row("q", "two", "one"))
     pool = write(tmp_path / "b.jsonl", row("never asked", "two", "three"))
-    found = heldout.load("set", [asked], [pool], "stop")
+    found = heldout.load("set", [asked], [pool], PAPER, "stop")
     assert found.queries == ("q", "r")
     assert sorted(found.passages) == ["one", "three", "two", "x"]
     right = [{found.passages[p] for p in passages} for passages in found.relevant]
@@ -57,7 +58,7 @@ def test_equal_passages_are_one_and_equal_questions_one_with_all_right_answers(t
 
 def test_queries_carry_their_instruction_and_passages_none(tmp_path):
     source = write(tmp_path / "a.jsonl", row("q", "p") | {"task": "Find it"})
-    found = heldout.load("set", [source], [], "stop")
+    found = heldout.load("set", [source], [], PAPER, "stop")
     assert found.queries == ("q",) and found.passages == ("p",)
     assert found.instructed == ("Instruct: Find it\nQuery: q",)
 
@@ -65,8 +66,8 @@ def test_queries_carry_their_instruction_and_passages_none(tmp_path):
 def test_a_bad_record_stops_with_its_place_or_is_left_out(tmp_path):
     source = write(tmp_path / "a.jsonl", row("q", "p"), "{broken")
     with pytest.raises(UserError, match=r"a\.jsonl:2"):
-        heldout.load("set", [source], [], "stop")
-    assert heldout.load("set", [source], [], "skip").passages == ("p",)
+        heldout.load("set", [source], [], PAPER, "stop")
+    assert heldout.load("set", [source], [], PAPER, "skip").passages == ("p",)
 
 
 def test_bm25_ranks_the_passage_with_the_rare_word_of_the_query_first():

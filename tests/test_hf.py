@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
-from e5jax import hf, lora, peft_format, sharding, tensors
+from e5jax import hf, hf_decoder, lora, peft_format, sharding, tensors
 from e5jax.decoder import Decoder, DecoderConfig
 from e5jax.errors import UserError
 
@@ -143,7 +143,7 @@ def test_a_model_loaded_and_saved_has_the_bits_it_had(cfg, dtype, tmp_path):
     state = load(write(tmp_path / "in", weights), cfg, dtype)
     hf.save(state, cfg, dtype, tmp_path / "out")
     assert_same_bits(load_file(tmp_path / "out/model.safetensors"), weights)
-    assert hf.read_config(tmp_path / "out") == hf.HFConfig(decoder=cfg, dtype=dtype, kept={})
+    assert hf.read_config(tmp_path / "out") == hf.HFConfig(architecture=cfg, dtype=dtype, kept={})
 
 
 def test_one_file_an_index_and_names_with_a_prefix_are_the_same_model(tmp_path):
@@ -230,7 +230,7 @@ def peak():
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 directory = Path(sys.argv[1])
-cfg = hf.read_config(directory).decoder
+cfg = hf.read_config(directory).architecture
 state = nnx.state(nnx.eval_shape(lambda: Decoder(cfg, jnp.float32, rngs=nnx.Rngs(0))))
 layout = nnx.to_pure_dict(sharding.shardings(state, sharding.make_mesh((1, -1, 1))))
 jax.device_put(jnp.ones(8)).block_until_ready()
@@ -249,7 +249,7 @@ def test_loading_holds_the_model_once_and_a_leaf_or_two(devices, tmp_path):
     weights |= {
         name.replace(".0.", f".{i}."): w for name, w in layer.items() for i in range(cfg.layers) if ".0." in name
     }
-    write(tmp_path / "in", weights, hf._config_json(cfg, "float32", {}))
+    write(tmp_path / "in", weights, {"model_type": cfg.family, "dtype": "float32"} | hf_decoder.config_json(cfg))
     size = sum(w.nbytes for w in weights.values())
     assert size > 350e6
     env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
@@ -411,18 +411,18 @@ def read(tmp_path, **changes):
 
 
 def test_old_and_new_spelling_are_the_same_model(tmp_path):
-    expected = hf.HFConfig(decoder=MISTRAL, dtype="float32", kept={"max_position_embeddings": 77})
+    expected = hf.HFConfig(architecture=MISTRAL, dtype="float32", kept={"max_position_embeddings": 77})
     for config in (OLD_SPELLING, NEW_SPELLING, OLD_SPELLING | NEW_SPELLING):
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert hf.read_config(tmp_path) == expected
 
 
 def test_sizes_that_are_null_follow_from_the_others(tmp_path):
-    assert read(tmp_path, head_dim=None).decoder.head_dim == 8
-    assert read(tmp_path, head_dim="ABSENT").decoder.head_dim == 8
-    assert read(tmp_path, num_key_value_heads=None).decoder.kv_heads == 6
-    assert read(tmp_path, sliding_window=None).decoder.window is None
-    assert read(tmp_path, sliding_window="ABSENT").decoder.window == 4096
+    assert read(tmp_path, head_dim=None).architecture.head_dim == 8
+    assert read(tmp_path, head_dim="ABSENT").architecture.head_dim == 8
+    assert read(tmp_path, num_key_value_heads=None).architecture.kv_heads == 6
+    assert read(tmp_path, sliding_window=None).architecture.window is None
+    assert read(tmp_path, sliding_window="ABSENT").architecture.window == 4096
 
 
 def test_an_absent_dtype_is_that_of_the_weights(tmp_path):
@@ -433,7 +433,7 @@ def test_an_absent_dtype_is_that_of_the_weights(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "bert"}, ["model_type 'bert'", "mistral, llama, qwen3"]),
+        ({"model_type": "t5"}, ["model_type 't5'", "mistral, llama, qwen3, bert, xlm-roberta"]),
         ({"model_type": "ABSENT"}, ["model_type None"]),
         ({"model_type": ["mistral"]}, ["model_type"]),
         ({"auto_map": {"AutoModel": "evil.Model"}}, ["auto_map", "evil.Model", "never run"]),
@@ -441,7 +441,7 @@ def test_an_absent_dtype_is_that_of_the_weights(tmp_path):
         ({"attention_bias": True}, ["attention_bias"]),
         ({"mlp_bias": True}, ["mlp_bias"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
-        ({"is_causal": False}, ["is_causal"]),
+        ({"is_causal": "no"}, ["is_causal"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
         ({"pretraining_tp": 2}, ["pretraining_tp"]),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling", "linear"]),
@@ -481,7 +481,7 @@ def test_keys_at_their_harmless_values_and_unknown_ones_change_nothing(tmp_path)
 
 
 def test_qwen_slides_only_where_its_config_says_so(tmp_path):
-    window = lambda **changes: read(tmp_path, model_type="qwen3", **changes).decoder.window
+    window = lambda **changes: read(tmp_path, model_type="qwen3", **changes).architecture.window
     assert window() is None
     assert window(use_sliding_window=True, max_window_layers=0) == 4
     assert window(use_sliding_window=True, max_window_layers=3) is None
@@ -493,7 +493,7 @@ def test_qwen_slides_only_where_its_config_says_so(tmp_path):
 
 
 def test_a_llama_has_no_window(tmp_path):
-    assert read(tmp_path, model_type="llama", sliding_window="ABSENT").decoder == LLAMA
+    assert read(tmp_path, model_type="llama", sliding_window="ABSENT").architecture == LLAMA
     with pytest.raises(UserError, match="sliding_window 4"):
         read(tmp_path, model_type="llama")
 
@@ -580,7 +580,7 @@ def test_an_adapter_is_read_with_either_prefix_and_saved_with_the_bits_it_had(tm
         assert peft_format.read_adapter_config(directory) == config
         model = peft_format.load_adapter(directory, decoder(MISTRAL))
         state = nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
-        peft_format.save_adapter(state, config, tmp_path / f"out{i}")
+        peft_format.save_adapter(state, MISTRAL, config, tmp_path / f"out{i}")
         assert_same_bits(load_file(tmp_path / f"out{i}/adapter_model.safetensors"), weights)
         assert peft_format.read_adapter_config(tmp_path / f"out{i}") == config
 
@@ -651,4 +651,4 @@ def test_adapters_that_the_config_does_not_name_are_not_saved(tmp_path):
     model = lora.adapt(decoder(MISTRAL), 4, 8.0, ("q",), jax.random.key(0))
     config = peft_format.AdapterConfig(rank=4, alpha=8.0, dropout=0.0, targets=("q", "k"), base=None)
     with pytest.raises(ValueError, match="not the adapters of"):
-        peft_format.save_adapter(nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam)), config, tmp_path)
+        peft_format.save_adapter(nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam)), MISTRAL, config, tmp_path)

@@ -10,10 +10,10 @@ import optax
 import pytest
 from flax import nnx
 
-from e5jax import decoder as decoders
-from e5jax import loss
+from e5jax import layers, loss
+from e5jax.layers import Dropout
 from e5jax.packing import BinShape, place
-from e5jax.pooling import last_token, unit
+from e5jax.pooling import unit
 from tests import tiny
 
 
@@ -119,9 +119,9 @@ def one_at_a_time(model, texts, rate=0.0, key=None):
         tokens, length, number = args
         at = jnp.arange(len(tokens))
         keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, number), i))(at)
-        options = dict(dtype=jnp.float32, remat=False, dropout_rate=rate, dropout_keys_T=keys)
+        options = dict(dtype=jnp.float32, remat=False, dropout=Dropout(adapters=rate, hidden=0.0), dropout_keys_T=keys)
         states = model(tokens, at, (at < length).astype(int), ((len(tokens), 1),), **options)
-        return unit(last_token(states, length - 1))
+        return unit(states[length - 1])
 
     tokens, lengths = texts
     return jax.vmap(one)((tokens, lengths, jnp.arange(len(tokens))))
@@ -129,7 +129,7 @@ def one_at_a_time(model, texts, rate=0.0, key=None):
 
 @functools.cache
 def encoder(shape, rate, key):
-    options = dict(dropout_rate=rate, dropout_key=None if key is None else jax.random.key(key))
+    options = dict(dropout=Dropout(adapters=rate, hidden=0.0), dropout_key=None if key is None else jax.random.key(key))
     return tiny.jit(lambda model, bins: tiny.encode(model, bins, shape, **options))
 
 
@@ -193,7 +193,7 @@ def test_dropout_at_rate_zero_is_no_dropout_bit_for_bit(model):
 
 def test_dropout_keeps_the_mean():
     keys = jax.random.split(jax.random.key(0), 4000)
-    x = np.array(decoders.dropout(jnp.ones((4000, 24)), 0.1, keys))
+    x = np.array(layers.drop_tokens(jnp.ones((4000, 24)), 0.1, keys))
     values, counts = np.unique(x, return_counts=True)
     np.testing.assert_allclose(values, [0, 1 / 0.9], rtol=1e-6)
     sigma = np.sqrt(0.1 * 0.9 / x.size)
@@ -202,16 +202,16 @@ def test_dropout_keeps_the_mean():
 
 
 def test_masks_differ_by_token_layer_input_and_step(model, monkeypatch):
-    masks, dropout = [], decoders.dropout
+    masks, dropout = [], layers.drop_tokens
 
     def spy(x, rate, keys_T):
         kept = dropout(jnp.ones_like(x), rate, keys_T).reshape(len(x), -1)[:, :24] > 0
         jax.debug.callback(lambda mask: masks.append(np.array(mask)), kept, ordered=True)
         return dropout(x, rate, keys_T)
 
-    monkeypatch.setattr(decoders, "dropout", spy)
+    monkeypatch.setattr(layers, "drop_tokens", spy)
     tokens, at, segments = np.full(8, 5), np.arange(8), np.ones(8, int)
-    options = dict(dtype=jnp.float32, remat=False, dropout_rate=0.5)
+    options = dict(dtype=jnp.float32, remat=False, dropout=Dropout(adapters=0.5, hidden=0.0))
     run = tiny.jit(lambda keys_T: model(tokens, at, segments, ((8, 1),), dropout_keys_T=keys_T, **options))
     for step in (0, 1):
         run(jax.random.split(jax.random.fold_in(jax.random.key(0), step), 8))
@@ -225,7 +225,7 @@ def test_masks_differ_by_token_layer_input_and_step(model, monkeypatch):
 def test_the_projections_of_one_input_share_its_mask():
     model = tiny.adapted(tiny.decoder(layers=1))
     bins, _ = tiny.pack(tiny.texts(LENGTHS), shape := BinShape(chunks=1, shards=1, rows=((16, 6),), slots=12))
-    options = dict(dropout_rate=0.1, dropout_key=jax.random.key(0))
+    options = dict(dropout=Dropout(adapters=0.1, hidden=0.0), dropout_key=jax.random.key(0))
     jaxpr = jax.make_jaxpr(lambda m: tiny.encode(m, bins, shape, **options))(model)
     drawn = [e for e in tiny.equations(jaxpr.jaxpr) if e.primitive.name == "random_bits"]
     assert len(drawn) == 4  # for seven adapters
@@ -243,7 +243,7 @@ def test_chunks_encoded_again_give_the_loss_and_gradient_of_a_loop_over_texts(mo
         shape = BinShape(chunks=6, shards=1, rows=((16, 1), (8, 1)), slots=12)
         batch = tiny.batch(texts[:4], texts[4:], shape)
         assert batch.bins.used_C.sum() == 4
-        options = dict(remat=True, dropout_rate=rate, dropout_key=key)
+        options = dict(remat=True, dropout=Dropout(adapters=rate, hidden=0.0), dropout_key=key)
         vectors = tiny.encode(nnx.merge(graphdef, adapters, frozen), batch.bins, shape, **options)
         return vectors[batch.query_Q], vectors[batch.passage_P]
 

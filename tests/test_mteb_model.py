@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     model = Decoder(CFG, jnp.float32, rngs=nnx.Rngs(0))
     hf.save(nnx.to_pure_dict(nnx.state(model)), CFG, "float32", path)
-    texts = heldout.all_texts([Source(path=TRAIN, rows=":100")], "stop")
+    texts = heldout.all_texts([Source(path=TRAIN, rows=":100")], formats.PAPER, "stop")
     formats.train_tokenizer(texts, CFG.vocab_size).save(path)
     return path
 
@@ -125,7 +125,7 @@ def test_what_examples_score_adds_up_to_mteb_s_score(model, data, name, n, monke
 
 
 def test_ndcg_is_the_one_of_held_out_search(model, data):
-    pool = heldout.load("x", [Source(path=str(data / "quiz" / "en.json"))], [], "stop")
+    pool = heldout.load("x", [Source(path=str(data / "quiz" / "en.json"))], [], formats.PAPER, "stop")
     vectors = [model.encoder.encode(texts) for texts in (pool.queries, pool.passages)]
     ours = heldout.ranking_metrics(vectors[0] @ vectors[1].T, pool.relevant)["ndcg@10"]
     assert run(model, "quiz-en", data).value == pytest.approx(ours, abs=1e-5)
@@ -246,7 +246,7 @@ def test_mteb_knows_what_it_measured(model):
 
 
 def test_bm25_scores_as_the_baseline_of_training_does(data):
-    pool = heldout.load("x", [Source(path=str(data / "quiz" / "en.json"))], [], "stop")
+    pool = heldout.load("x", [Source(path=str(data / "quiz" / "en.json"))], [], formats.PAPER, "stop")
     scores = heldout.bm25_scores(pool)
     bm25 = mteb_model.open_mteb_model("bm25", **OPTIONS)
     (task,) = tasks.resolve(["quiz-en"], data)
@@ -328,7 +328,9 @@ def test_a_sentence_transformer_s_own_prompts_are_recorded_or_taken_away(minilm,
     assert with_.examples["score"].tolist() != without.examples["score"].tolist()
 
 
-@pytest.mark.parametrize("kept", [Kept(dims=8, quantize=None), Kept(dims=16, quantize="int8"), Kept(dims=16, quantize="binary")])
+@pytest.mark.parametrize(
+    "kept", [Kept(dims=8, quantize=None), Kept(dims=16, quantize="int8"), Kept(dims=16, quantize="binary")]
+)
 def test_scores_are_those_of_what_is_kept_of_the_vectors(folder, model, data, kept):
     short = mteb_model.open_mteb_model(str(folder), **OPTIONS | {"kept": kept})
     found = run(short, "sts-en", data).examples

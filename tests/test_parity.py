@@ -11,7 +11,8 @@ from flax import nnx
 
 from e5jax import hf, peft_format
 from e5jax.decoder import Decoder
-from e5jax.pooling import last_token, unit
+from e5jax.layers import NO_DROPOUT
+from e5jax.pooling import unit
 
 
 torch = pytest.importorskip("torch")
@@ -71,8 +72,8 @@ def pair(request, tmp_path_factory):
 
 def load(directory):
     files = hf.read_config(directory)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(files.decoder, jnp.float32, rngs=nnx.Rngs(0))))
-    loaded = hf.load(directory, files.decoder, nnx.to_pure_dict(state), None, jnp.float32)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(files.architecture, jnp.float32, rngs=nnx.Rngs(0))))
+    loaded = hf.load(directory, files.architecture, nnx.to_pure_dict(state), None, jnp.float32)
     nnx.replace_by_pure_dict(state, loaded)
     return nnx.merge(graphdef, state)
 
@@ -104,10 +105,10 @@ def states_of_ours(model):
             ROWS,
             dtype=jnp.float32,
             remat=False,
-            dropout_rate=0.0,
+            dropout=NO_DROPOUT,
             dropout_keys_T=None,
         )
-        return x_TD, unit(last_token(x_TD, jnp.array([place.stop - 1 for place in places])))
+        return x_TD, unit(x_TD[jnp.array([place.stop - 1 for place in places])])
 
     x_TD, embeddings = run(tokens, positions, segments)
     return [np.asarray(x_TD[place]) for place in places], np.asarray(embeddings)
@@ -172,7 +173,7 @@ def test_an_absent_key_means_what_it_means_to_transformers(family, tmp_path):
     for extra in ({}, {"use_sliding_window": True, "max_window_layers": 0}):
         (tmp_path / "config.json").write_text(json.dumps(sizes | extra))
         theirs = transformers.AutoConfig.from_pretrained(tmp_path)
-        ours = hf.read_config(tmp_path).decoder
+        ours = hf.read_config(tmp_path).architecture
         assert ours.kv_heads == theirs.num_key_value_heads
         assert ours.head_dim == theirs.head_dim
         assert ours.norm_eps == theirs.rms_norm_eps
@@ -216,7 +217,8 @@ def test_an_adapter_of_peft_gives_pefts_embeddings_here_and_ours_there(targets, 
     np.testing.assert_allclose(states_of_ours(ours)[1], expected, atol=1e-5, rtol=0)
 
     adapters = nnx.to_pure_dict(nnx.state(ours, nnx.LoRAParam))
-    peft_format.save_adapter(adapters, peft_format.read_adapter_config(tmp_path / "theirs"), tmp_path / "ours")
+    config = peft_format.read_adapter_config(tmp_path / "theirs")
+    peft_format.save_adapter(adapters, ours.cfg, config, tmp_path / "ours")
     back = peft.PeftModel.from_pretrained(base(), tmp_path / "ours").eval()
     np.testing.assert_allclose(embeddings_of_theirs(back), expected, atol=1e-5, rtol=0)
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from e5jax.layers import NO_DROPOUT
 from e5jax.packing import BinShape
 from e5jax.projection import dot
 from e5jax.step import TrainState, make_step
@@ -98,10 +99,10 @@ def make(trained, remat):
     """-> (step in bf16, its arguments)"""
     graphdef, params, frozen = nnx.split(tiny.adapted(tiny.decoder(dtype=jnp.bfloat16)), trained, ...)
     optimizer = optax.sgd(1.0)
-    options = dict(temperature=0.1, remat=remat, dropout_rate=0.0, seed=0)
+    options = dict(temperature=0.1, matryoshka=(), distill=None, remat=remat, dropout=NO_DROPOUT, seed=0)
     step = make_step(graphdef, optimizer, SHAPE.rows, dtype=jnp.bfloat16, **options)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    return step, (state, frozen, tiny.batch(TEXTS[:4], TEXTS[4:], SHAPE))
+    return functools.partial(step, None), (state, frozen, tiny.batch(TEXTS[:4], TEXTS[4:], SHAPE))
 
 
 @functools.cache

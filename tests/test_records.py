@@ -203,6 +203,22 @@ def test_two_aligned_files_are_bitext(tmp_path):
     assert found == [rec("one ", "eins"), rec("two\u2028three", "zwei drei")]
 
 
+def test_plain_texts_are_their_own_positives_whatever_holds_them(tmp_path, tfds_folder):
+    rows = [{"text": text, "title": "left out", "negatives": ["n"], "task": "t"} for text in ("one ", "two\u2028three")]
+    expected = [rec(row["text"], row["text"]) for row in rows]
+    (tmp_path / "a.txt").write_bytes("one \r\ntwo\u2028three".encode())
+    (tmp_path / "wiki").write_bytes("one \ntwo\u2028three\n".encode())
+    of_parquet = parquet(tmp_path / "set" / "a.parquet", rows)
+    for path in (tmp_path / "a.txt", tmp_path / "wiki", jsonl(tmp_path / "a.jsonl", *rows), of_parquet):
+        assert records(path, texts=True) == expected
+    assert records(tmp_path / "set", texts=True) == expected
+    assert places(tmp_path / "a.txt", texts=True) == [f"{tmp_path}/a.txt:1", f"{tmp_path}/a.txt:2"]
+    assert records(tmp_path / "a.txt", texts=True, rows="1:", task="mine") == [
+        rec("two\u2028three", "two\u2028three", task="mine")
+    ]
+    assert reason(tfds_folder, texts=True).startswith("no text; its fields are ")
+
+
 def test_only_records_with_min_score_are_kept(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", *[{"query": f"{s}", "positive": "p", "score": s} for s in (1, 4.0, 5)])
     assert [record.query for record in records(path, min_score=4)] == ["4.0", "5"]
@@ -296,6 +312,26 @@ def test_a_bad_record_says_what_is_wrong(tmp_path, row, says):
     path = jsonl(tmp_path / "a.jsonl", row, ROW)
     assert says in reason(path)
     assert records(path)[1] == rec()
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (ROW, "no text; its fields are query, positive"),
+        ({}, "no text; its fields are none"),
+        ({"text": 3}, "text is 3, not a string"),
+        ({"text": " "}, "text is empty"),
+    ],
+)
+def test_a_bad_plain_text_says_what_is_wrong(tmp_path, row, says):
+    path = jsonl(tmp_path / "a.jsonl", row, {"text": "t"})
+    assert reason(path, texts=True) == says
+    assert records(path, texts=True)[1] == rec("t", "t")
+
+
+def test_an_empty_line_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    assert [type(record) for record in records(tmp_path / "a.txt", texts=True)] == [Record, BadRecord, Record]
 
 
 def test_only_one_newline_may_end_a_file(tmp_path):
@@ -421,3 +457,18 @@ def test_rows_must_be_a_slice(rows):
 def test_weight_must_be_positive(weight):
     with pytest.raises(UserError, match=r"a.jsonl: weight must be positive"):
         Source(path="a.jsonl", weight=weight)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json"])
+def test_tables_are_no_plain_texts(tmp_path, name):
+    (tmp_path / name).write_text("x")
+    refused(
+        r"cannot read files named.*\.jsonl, \.parquet, a folder.*other files as a text a line",
+        tmp_path / name,
+        texts=True,
+    )
+
+
+def test_texts_and_positives_exclude_each_other():
+    with pytest.raises(UserError, match="give texts or positives, not both"):
+        Source(path="a.en", positives="a.de", texts=True)

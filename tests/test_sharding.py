@@ -1,6 +1,7 @@
 """Everything lies where the table says, and no mesh changes what is computed or moves what should stay."""
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -13,6 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from e5jax.errors import UserError
+from e5jax.layers import NO_DROPOUT
 from e5jax.optim import adamw
 from e5jax.packing import BinShape
 from e5jax.sharding import batch_shardings, constrain, make_mesh, over_shards, replicated, shard_count, shardings
@@ -118,11 +120,14 @@ def prepare(shape: BinShape, mesh=None):
         optimizer,
         shape.rows,
         temperature=0.1,
+        matryoshka=(),
+        distill=None,
         dtype=jnp.float32,
         remat=mesh is not None,
-        dropout_rate=0.0,
+        dropout=NO_DROPOUT,
         seed=0,
     )
+    step = functools.partial(step, None)
     batch = tiny.batch(TEXTS[:QUERIES], TEXTS[QUERIES:], shape)
     if mesh is None:
         state = TrainState(jnp.zeros((), jnp.int32), adapters, optimizer.init(adapters))

@@ -70,10 +70,14 @@ def tokenizer():
 
 def test_what_is_written_is_read_again(tmp_path):
     named = st_format.name_prompts(Prompts(query=INSTRUCT), [])
-    st_format.write(tmp_path, dim=24, max_length=48, prompts=named)
+    st_format.write(tmp_path, dim=24, pooling="last", max_length=48, prompts=named)
     files = st_format.read(tmp_path)
     assert files == st_format.STFiles(
-        transformer=tmp_path, normalize=True, max_length=48, prompts=Prompts(query="Instruct: {task}\nQuery: ")
+        transformer=tmp_path,
+        pooling="last",
+        normalize=True,
+        max_length=48,
+        prompts=Prompts(query="Instruct: {task}\nQuery: "),
     )
 
 
@@ -88,11 +92,10 @@ def test_both_spellings_are_the_same_folder(tmp_path, types, pooling):
 @pytest.mark.parametrize(
     ("pooling", "said"),
     [
-        (OLD | {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}, "mean"),
+        (OLD | {"pooling_mode_lasttoken": False, "pooling_mode_max_tokens": True}, "max"),
         (OLD | {"pooling_mode_cls_token": True}, "cls, lasttoken"),
-        (NEW | {"pooling_mode": "weightedmean"}, "weightedmean"),
+        (NEW | {"pooling_mode": "mean_sqrt_len_tokens"}, "mean_sqrt_len_tokens"),
         (NEW | {"pooling_mode": ["mean", "lasttoken"]}, "mean, lasttoken"),
-        ({"word_embedding_dimension": 24}, "mean"),
     ],
     ids=str,
 )
@@ -103,6 +106,21 @@ def test_another_pooling_is_refused_by_name(tmp_path, pooling, said, with_module
         (tmp_path / "modules.json").unlink()
     with pytest.raises(UserError, match=f"1_Pooling/config.json: pooling {said};"):
         st_format.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "kind"),
+    [
+        (OLD, "last"),
+        (OLD | {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}, "mean"),
+        (NEW | {"pooling_mode": "cls"}, "cls"),
+        (NEW | {"pooling_mode": "weightedmean"}, "weighted_mean"),
+        ({"word_embedding_dimension": 24}, "mean"),
+    ],
+    ids=str,
+)
+def test_the_pooling_is_what_the_files_ask_for_and_the_mean_where_they_do_not_say(tmp_path, pooling, kind):
+    assert st_format.read(st_folder(tmp_path, pooling=pooling)).pooling == kind
 
 
 @pytest.mark.parametrize(
@@ -251,7 +269,7 @@ def e5_mistral(tmp_path_factory):
     rank = tiny.RANK
     config = peft_format.AdapterConfig(rank=rank, alpha=2.0 * rank, dropout=0.1, targets=("q", "down"), base=str(base))
     adapters = nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
-    peft_format.save_adapter(adapters, config, root / "lora")
+    peft_format.save_adapter(adapters, model.cfg, config, root / "lora")
     save_model(root, lora.merge(model))
     shard(root)
     st_folder(

@@ -28,6 +28,7 @@ from e5jax.config import (
 )
 from e5jax.decoder import DecoderConfig
 from e5jax.errors import UserError
+from e5jax.formats import PAPER
 from e5jax.logbook import cut_back, read_rows
 from e5jax.records import Source
 from tests.sample import HELDOUT, TRAIN
@@ -54,7 +55,7 @@ def tiny_config(workdir, cache, **changes) -> TrainConfig:
         workdir=str(workdir),
         steps=6,
         batch_size=8,
-        model=FromScratch(decoder=TINY),
+        model=FromScratch(architecture=TINY),
         lora=None,
         data=DataConfig(train=(Source(path=TRAIN, rows=":100"),), max_length=48, cache=str(cache)),
         eval=(EvalSet(name="unseen", sources=(Source(path=HELDOUT, rows=":20"),)),),
@@ -93,7 +94,7 @@ def finished_lora(tmp_path_factory, cache):
 
 def test_a_run_writes_what_the_design_promises(finished):
     config = json.loads((finished / "config.json").read_text())
-    assert config["steps"] == 6 and config["run"]["decoder"]["dim"] == 32
+    assert config["steps"] == 6 and config["run"]["architecture"]["dim"] == 32
     rows = read_rows(finished / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "eval/ndcg@10" in row] == [0, 3, 6]
@@ -268,7 +269,7 @@ def test_a_run_starts_from_another_run_s_adapters(tmp_path, finished_lora, cache
 def test_the_encoder_gives_what_was_evaluated(run, request):
     workdir = request.getfixturevalue(run)
     encoder = e5jax.Encoder.load(str(workdir))
-    pairs = heldout.load("x", (Source(path=HELDOUT, rows=":20"),), (), "stop")
+    pairs = heldout.load("x", (Source(path=HELDOUT, rows=":20"),), (), PAPER, "stop")
     passages = encoder.encode(pairs.passages)
     queries = encoder.encode(pairs.instructed)
     metrics = heldout.ranking_metrics(queries @ passages.T, pairs.relevant)

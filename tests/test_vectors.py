@@ -74,3 +74,41 @@ def test_int8_uses_its_whole_range_and_keeps_the_cosine(unit):
     back = small / np.linalg.norm(small.astype(np.float32), axis=1, keepdims=True)
     assert np.abs((back * unit).sum(axis=1) - 1).max() < 1e-4
     assert vectors.quantized(unit[:0], None, "int8").shape == (0, 32)
+
+
+def kept(unit, dims=None, quantize=None):
+    return vectors.Kept(dims=dims, quantize=quantize).apply(unit)
+
+
+@pytest.mark.parametrize("dims", [None, 8, 24])
+def test_what_is_kept_of_a_vector_has_length_one(unit, dims):
+    for quantize in (None, "int8", "binary"):
+        found = kept(unit, dims, quantize)
+        assert found.dtype == np.float32 and found.shape == (50, dims or 32)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(kept(unit), unit)
+
+
+def test_int8_vectors_are_compared_as_they_were_stored(unit):
+    stored = vectors.quantized(unit, 16, "int8")
+    found = kept(unit, 16, "int8")
+    np.testing.assert_allclose(found * np.linalg.norm(stored, axis=1, keepdims=True), stored, atol=1e-4)
+    assert 0 < np.abs(found - kept(unit, 16)).max() < 0.01
+
+
+@pytest.mark.parametrize("dims", [None, 8, 16])
+def test_binary_vectors_are_compared_by_how_many_signs_differ(unit, dims):
+    bits = np.unpackbits(vectors.quantized(unit, dims, "binary"), axis=1)
+    differ = (bits[:, None] != bits[None]).sum(axis=2)
+    found = kept(unit, dims, "binary")
+    np.testing.assert_allclose(found @ found.T, 1 - 2 * differ / (dims or 32), atol=1e-6)
+    assert (np.sign(found) == np.where(unit[:, :dims] > 0, 1, -1)).all()
+
+
+def test_more_dimensions_than_there_are_or_half_a_byte_are_refused():
+    assert vectors.Kept(dims=None, quantize=None).check(30) == 30
+    assert vectors.Kept(dims=24, quantize="binary").check(30) == 24
+    with pytest.raises(UserError, match="dims 31: the model's vectors have 30"):
+        vectors.Kept(dims=31, quantize=None).check(30)
+    with pytest.raises(UserError, match="dims 30 is not a multiple of 8"):
+        vectors.Kept(dims=None, quantize="binary").check(30)

@@ -11,6 +11,7 @@ from flax import nnx
 from e5jax import lora, loss
 from e5jax.batch import Batch
 from e5jax.decoder import PROJECTIONS, Decoder, DecoderConfig
+from e5jax.layers import NO_DROPOUT
 from e5jax.packing import Bins, BinShape, Placement, fill, place
 
 
@@ -96,13 +97,17 @@ def batch(queries, passages, shape: BinShape) -> Batch:
         query_Q=vector[: len(queries)],
         passage_P=vector[len(queries) :],
         positive_Q=np.arange(len(queries), dtype=np.int32),
+        negative_QK=np.zeros((len(queries), 0), np.int32),
+        has_QK=np.zeros((len(queries), 0), bool),
+        teacher_QE=None,
+        teacher_PE=None,
         valid_P=np.ones(len(passages), bool),
     )
 
 
 def encode(model: Decoder, bins: Bins, shape: BinShape, **changes) -> jax.Array:
     """`loss.encode` in f32 without dropout, but for the changes."""
-    options = dict(dtype=jnp.float32, remat=False, dropout_rate=0.0, dropout_key=None)
+    options = dict(dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_key=None)
     return loss.encode(model, bins, shape.rows, **options | changes)
 
 

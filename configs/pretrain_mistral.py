@@ -1,0 +1,27 @@
+"""The same contrastive pre-training for Mistral-7B: the other half of "is it necessary?" (arXiv 2401.00368, §5.1).
+
+    E5_PRETRAIN_DATA=FOLDER python -m e5jax.train --config configs/pretrain_mistral.py
+    python -m e5jax.train --config configs/e5_mistral_7b.py --init-from runs/pretrain_mistral --workdir runs/both_stages
+
+The pairs, prefixes, batch and temperature of pretrain_xlm_r.py; the LoRA, learning rate and weight decay of the paper's
+fine-tuning, so that the second stage goes on with the same adapters. The paper found next to no difference for it. Its
+settings for this run are not published; 20,000 steps are English E5's.
+"""
+
+import dataclasses
+
+import pretrain_xlm_r
+
+from e5jax.config import LoraConfig, OptimConfig, Pretrained, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return dataclasses.replace(
+        pretrain_xlm_r.get_config(),
+        workdir="runs/pretrain_mistral",
+        steps=20_000,
+        model=Pretrained(base="mistralai/Mistral-7B-v0.1"),
+        lora=LoraConfig(),
+        optim=OptimConfig(peak_lr=1e-4, warmup_steps=1_000, weight_decay=0.1),
+        dropout=0.0,
+    )

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from benchmarks.finetune import minilm_folder
-from benchmarks.finetune_data import good, write_heldout
+from benchmarks.finetune_data import good, heldout
 from benchmarks.matryoshka import train
 from e5jax.errors import UserError
 from e5jax.records import Source
@@ -98,12 +98,10 @@ def main() -> int:
     if "E5JAX_DATA" not in os.environ:
         raise UserError("E5JAX_DATA must name the folder of real data")
     folder, base = Path(config.folder), config.model or minilm_folder()
-    if not (folder / "heldout").exists():
-        write_heldout(Path(os.environ["E5JAX_DATA"]), folder / "heldout")
     more = [] if config.steps is None else ["--steps", str(config.steps)]
     train(CONFIG, folder / "student", base, more)
     models = {"teacher": base, "student": str(folder / "student")}
-    found = {name: scores(model, folder / "heldout") for name, model in models.items()}
+    found = {name: scores(model, heldout(folder)) for name, model in models.items()}
     speed = speeds(models, config.rounds)
     text = report(found, speed)
     (folder / "distill.json").write_text(json.dumps({"scores": found, "texts_a_second": speed}, indent=1) + "\n")

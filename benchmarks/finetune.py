@@ -29,7 +29,7 @@ from typing import Literal
 import tyro
 
 from benchmarks import measured
-from benchmarks.finetune_data import TASKS, Order, write_batches, write_heldout
+from benchmarks.finetune_data import TASKS, Order, heldout, write_batches
 from benchmarks.finetune_peer import Peer
 from benchmarks.finetune_table import Side, side, table, verdicts
 from e5jax import command, files, formats
@@ -54,7 +54,10 @@ PEERS = {  # name -> (batches of its own, queries and positives in one pass)
     "own-batches": (True, True),
 }
 # Settings of a run that the peer cannot be told.
-UNTOLD = ("lora", "distill", "matryoshka", "dropout", "query_prompt", "passage_prompt", "max_negatives")
+UNTOLD = (
+    *("lora", "distill", "matryoshka", "dropout", "init_from", "query_prompt", "passage_prompt", "max_negatives"),
+    *("pooling", "causal", "keep_layers", "revision"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class FinetuneBenchmark:
 
 def peer_settings(config: TrainConfig, folder: Path, name: str) -> Peer:
     """What the config says, in the peer's words. Raises UserError for what the peer cannot be told."""
-    told = {**vars(config), **vars(config.data)}
+    told = {**vars(config), **vars(config.data), **vars(config.model)}
     asked = [name for name in UNTOLD if told[name]]
     if asked:
         raise UserError(f"the peer trains all weights on bare pairs, without dropout: leave out {', '.join(asked)}")
@@ -167,9 +170,7 @@ def prepare(benchmark: FinetuneBenchmark, folder: Path) -> tuple[TrainConfig, Or
     own_cache = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=str(folder / "order-cache")))
     train_data = prepare_data(own_cache, formats.Tokenizer.load(Path(config.model.base)))
     order = write_batches(train_data, config.steps, folder / "batches.jsonl")
-    if not (folder / "heldout").exists():
-        write_heldout(Path(os.environ["E5JAX_DATA"]), folder / "heldout.partial")
-        (folder / "heldout.partial").rename(folder / "heldout")
+    heldout(folder)
     return config, order
 
 

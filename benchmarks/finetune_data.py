@@ -11,6 +11,7 @@ FOLDER/heldout/        local tasks of `e5jax.evaluate`:
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,17 @@ def write_batches(train_data: TrainData, steps: int, path: Path) -> Order:
 def good(source: Source) -> Iterator[Record]:
     """The records of a source that are any, in file order: those of its token store."""
     return (record for _, record in read(source) if isinstance(record, Record))
+
+
+def heldout(folder: Path) -> Path:
+    """The folder of held-out tasks in `folder`, made of $E5JAX_DATA where it is not there yet."""
+    tasks = folder / "heldout"
+    if not tasks.exists():
+        aside = folder / "heldout.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        write_heldout(Path(os.environ["E5JAX_DATA"]), aside)
+        aside.rename(tasks)
+    return tasks
 
 
 def write_heldout(data: Path, folder: Path) -> None:

@@ -136,17 +136,15 @@ def main() -> int:
     if config.claimed not in config.dims:
         raise UserError(f"claimed {config.claimed} is not among dims {config.dims}")
     from benchmarks.finetune import minilm_folder
-    from benchmarks.finetune_data import TASKS, write_heldout
+    from benchmarks.finetune_data import TASKS, heldout
 
     folder, base = Path(config.folder), config.model or minilm_folder()
-    if not (folder / "heldout").exists():
-        write_heldout(Path(os.environ["E5JAX_DATA"]), folder / "heldout")
     steps = [] if config.steps is None else ["--steps", str(config.steps)]
     settings = {"plain": [], "matryoshka": ["--matryoshka", *map(str, config.dims[1:])]}
     for name in MODELS:
         train(CONFIG, folder / name, base, [*steps, *settings[name]])
     kept = forms(config.dims)
-    scores = {name: measure(folder / name, folder / "heldout", TASKS, kept) for name in MODELS}
+    scores = {name: measure(folder / name, heldout(folder), TASKS, kept) for name in MODELS}
     text = report(scores, f"{config.claimed} dims")
     (folder / "matryoshka.json").write_text(json.dumps(scores, indent=1) + "\n")
     (folder / "matryoshka.md").write_text(text, encoding="utf-8")

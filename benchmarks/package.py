@@ -19,6 +19,7 @@ from pathlib import Path
 
 import tyro
 
+from benchmarks import measured
 from e5jax.errors import UserError
 from e5jax.synthetic import dataset, task_types
 
@@ -161,21 +162,8 @@ class Memory(threading.Thread):
 
     def run(self):
         while True:
-            self.most = max(self.most, sum(map(_held, _family())))
+            self.most = max(self.most, measured.held(os.getpid()))
             time.sleep(0.1)
-
-
-def _family() -> list[int]:
-    own = os.getpid()
-    tasks = Path(f"/proc/{own}/task").glob("*/children")
-    return [own, *(int(child) for task in tasks for child in task.read_text().split())]
-
-
-def _held(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def main() -> int:

@@ -4,8 +4,8 @@
     python -m e5jax.train --config configs/e5_mistral_7b.py --init-from runs/pretrain_mistral --workdir runs/both_stages
 
 The pairs, prefixes, batch and temperature of pretrain_xlm_r.py; the LoRA, learning rate and weight decay of the paper's
-fine-tuning, so that the second stage goes on with the same adapters. The paper found next to no difference for it. Its
-settings for this run are not published; 20,000 steps are English E5's.
+fine-tuning, so that the second stage goes on with the same adapters; 10,000 steps, as the paper took. It found next to
+no difference for it.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ def get_config() -> TrainConfig:
     return dataclasses.replace(
         pretrain_xlm_r.get_config(),
         workdir="runs/pretrain_mistral",
-        steps=20_000,
+        steps=10_000,
         model=Pretrained(base="mistralai/Mistral-7B-v0.1"),
         lora=LoraConfig(),
         optim=OptimConfig(peak_lr=1e-4, warmup_steps=1_000, weight_decay=0.1),

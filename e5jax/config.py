@@ -32,7 +32,7 @@ class Pretrained:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the frozen weights and of all products; adapters and trained weights are float32."""
     pooling: Kind | None = None
-    """Another pooling than its files say: last, mean, weighted_mean, cls, or latent (NV-Embed)."""
+    """Another pooling than its files say: last, mean, weighted_mean, cls, or latent (NV-Embed; only e5jax reads it)."""
     causal: bool | None = None
     """False: a decoder whose tokens see both sides."""
     keep_layers: tuple[int, ...] | None = None
@@ -109,8 +109,8 @@ class DistillConfig:
     teacher: str
     """Any folder that `Encoder.load` takes, or sentence-transformers:NAME."""
     live: bool = False
-    """Run the teacher in every step, which takes the student's own tokenizer; else its vectors are computed once and
-    kept in data.cache."""
+    """Run the teacher in every step: it needs the student's own tokenizer, and reads texts as the student does. Else
+    its vectors are computed once, with its own tokenizer and prompts, and kept in data.cache."""
     match: float = 1.0
     """1 - cosine to the teacher's vector, of queries, positives and hard negatives."""
     kl: float = 0.0
@@ -230,6 +230,8 @@ class TrainConfig:
             f"packing.widths {self.packing.widths} hold no text of data.max_length {longest} tokens",
         )
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        hard = self.distill is None or not self.distill.margin_mse or self.data.max_negatives > 0
+        _require(hard, "distill.margin_mse compares with hard negatives, and data.max_negatives is 0")
         _require(all(dims > 0 for dims in self.matryoshka), f"matryoshka dims must be positive: {self.matryoshka}")
         names = [s.name for s in self.eval]
         _require(len(set(names)) == len(names), f"eval names a set twice: {names}")

@@ -25,7 +25,7 @@ def learn_from(
     settings, graphdef, weights = config.distill, None, None
     if settings.live:
         opened = models.open_model(settings.teacher, revision=None, mesh=mesh, dtype=None)
-        check_live(settings, opened, tokenizer, dim)
+        check_live(settings, opened, tokenizer, dim, config.data.max_length)
         graphdef, weights = nnx.split(opened.model)
         digest, projection_ED = opened.digest, np.eye(opened.model.cfg.dim, dim, dtype=np.float32)
     else:
@@ -53,7 +53,9 @@ def vectors_of(opened: teacher.Teacher, name: str, train_data: TrainData, data: 
     )
 
 
-def check_live(settings: DistillConfig, opened: models.OpenedModel, tokenizer: Tokenizer, dim: int) -> None:
+def check_live(
+    settings: DistillConfig, opened: models.OpenedModel, tokenizer: Tokenizer, dim: int, max_length: int
+) -> None:
     """UserError where a teacher cannot read the student's tokens, or has no vector of the student's width to match."""
     if opened.tokenizer.digest != tokenizer.digest:
         raise UserError(
@@ -64,4 +66,9 @@ def check_live(settings: DistillConfig, opened: models.OpenedModel, tokenizer: T
         raise UserError(
             f"distill.match: the student's vectors have {dim} dimensions, those of {settings.teacher} "
             f"{opened.model.cfg.dim}: leave live off, or set match to 0"
+        )
+    if max_length > (opened.model.cfg.longest or max_length):
+        raise UserError(
+            f"distill.live: {settings.teacher} reads at most {opened.model.cfg.longest} tokens, data.max_length is "
+            f"{max_length}"
         )

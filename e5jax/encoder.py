@@ -166,7 +166,8 @@ class Encoder:
         """-> float32 [len(texts), D], unit norm, in input order; an iterator is read once.
 
         `instruction` goes in front of every text as `Instruct: {instruction}\\nQuery: `, or as the model's files spell
-        it: give it for queries, leave passages bare (E5-Mistral eq. 1). Texts beyond `max_length` tokens are cut before
+        it: give it for queries, leave passages bare (E5-Mistral eq. 1). A model with other prompts (E5's "query: ")
+        has them in `prompts`: put them in front yourself. Texts beyond `max_length` tokens are cut before
         </s>, and a warning says how many. Raises UserError for what is no list of texts.
         """
         if isinstance(texts, str):

@@ -11,6 +11,7 @@ adapter_config.json. e5jax itself finds a `base/` inside the folder wherever the
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import shutil
@@ -74,6 +75,7 @@ def export(config: ExportConfig) -> Path:
         license=config.license,
         origin=run.config["model"].get("base") if run else config.checkpoint,
         dim=parts.dim,
+        pooling=parts.pooling,
         max_length=parts.max_length,
         dtype=parts.dtype,
         prompts=parts.prompts,
@@ -112,7 +114,8 @@ def read_merged(config: ExportConfig, run: model_card.Run | None) -> Parts:
     """A whole model. To float32 it is widened before adapters are added, to fewer bits rounded afterwards."""
     widened = "float32" if config.dtype == "float32" else None
     opened = models.open_model(config.checkpoint, revision=None, mesh=None, dtype=widened)
-    dtype, max_length, cfg = config.dtype or opened.dtype.name, opened.max_length or MAX_LENGTH, opened.model.cfg
+    dtype, cfg = config.dtype or opened.dtype.name, opened.model.cfg
+    max_length = min(opened.max_length or MAX_LENGTH, cfg.longest or math.inf)
     ids = special_ids(opened.tokenizer)
     # Rotary positions have no end: without a base that states one, texts as long as those of training are promised.
     kept = {"max_position_embeddings": max_length} | ids | opened.kept
@@ -191,16 +194,20 @@ def base_for_others(run: model_card.Run) -> str | None:
     """
     if (run.workdir / "base").is_dir():
         return None
-    name = run.config["model"]["base"]
+    source = run.config["model"]
+    if source["keep_layers"] is not None or source["causal"] is not None:
+        return None  # what it was trained on is not what those files are
+    name = source["base"]
     path = Path(name).expanduser()
     if models.is_run(path):
         return None
     if not path.is_dir():
         return name
-    directory = st_format.read(path).transformer
+    files = st_format.read(path)
+    directory = files.transformer
     if (directory / "adapter_config.json").is_file():
         return None
-    if hf.digest(directory) != run.config["run"]["base"]:
+    if models.folder_digest(files) != run.config["run"]["base"]:
         raise UserError(f"{run.workdir} was trained on {name} as it was then; those files have changed since")
     return str(directory.resolve())
 

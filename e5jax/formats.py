@@ -1,7 +1,7 @@
 """Text to token ids: the instruction template, and a tokenizer that marks both ends of a text.
 
-A decoder embeds a text at its last token, so the one thing that must never go wrong is `</s>` at
-its end (Wang et al. 2024, arXiv 2401.00368, section 3.2). Tokenizer folders say in several places
+A decoder that pools the last token embeds a text at `</s>`, so that is what must never be missing
+at its end (Wang et al. 2024, arXiv 2401.00368, section 3.2). Tokenizer folders say in several places
 what stands around a text, and libraries disagree on which to believe; here the ids are found once,
 when the folder is read, and appended by us.
 """

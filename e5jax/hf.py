@@ -58,21 +58,26 @@ def digest(directory: Path) -> str:
 
 
 def load(directory: Path, cfg: Architecture, abstract: dict, shardings: dict | None, dtype: jnp.dtype) -> dict:
-    """A decoder's weights in `dtype` -> its pure state, every device reading its own part.
+    """A model's weights in `dtype` -> its pure state, every device reading its own part.
 
-    `abstract` is the pure state of an `eval_shape`d Decoder, `shardings` the same tree of NamedShardings (None: the
+    `abstract` is the pure state of an `eval_shape`d model, `shardings` the same tree of NamedShardings (None: the
     default device). Raises UserError naming the tensors that are missing, unexpected, of another shape or not finite.
     """
     names = FORMATS[cfg.family]
     prefix = re.compile("|".join(map(re.escape, names.PREFIXES)))
-    stored = stored_tensors(weight_files(directory, "model"))
-    tensors = {prefix.sub("", name, count=1) if prefix.match(name) else name: t for name, t in stored.items()}
+
+    def ours(name):
+        bare = name[match.end() :] if (match := prefix.match(name)) else name
+        old = next((old for old in names.RENAMED if bare.endswith(old)), None)
+        return bare if old is None else bare.removesuffix(old) + names.RENAMED[old]
+
+    tensors = {ours(name): t for name, t in stored_tensors(weight_files(directory, "model")).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not re.fullmatch(names.NOT_OURS, name)}
     return load_tensors(tensors, names.table(cfg), abstract, shardings, dtype, directory)
 
 
 def save(state: dict, cfg: Architecture, dtype: jnp.dtype, directory: Path, kept: Mapping | None = None) -> None:
-    """A decoder's pure state -> config.json and model.safetensors (beyond 5 GB: several and an index).
+    """A model's pure state -> config.json and model.safetensors (beyond 5 GB: several and an index).
 
     transformers, sentence-transformers, TEI and vLLM read them, and `load` bit for bit where `dtype` is the state's.
     Other files of the folder stay. `kept` is `HFConfig.kept` of the model that this one came from.

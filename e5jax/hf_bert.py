@@ -34,6 +34,7 @@ TABLE: Table = {
     },
 }
 PREFIXES = ("bert.", "roberta.")  # in front of every name where the file holds a model with a head
+RENAMED = {".gamma": ".weight", ".beta": ".bias"}  # the norms of BERT's first releases
 # The pooler and the heads of other tasks; a table of positions.
 NOT_OURS = r"(pooler|cls|lm_head|classifier)\..*|embeddings\.position_ids"
 

@@ -28,6 +28,7 @@ QK_NORM: Table = {
     "layers.k_norm.scale": ("layers.{}.self_attn.k_norm.weight", 0),
 }
 PREFIXES = ("model.",)  # in front of every name where the file holds a model with a head
+RENAMED = {}
 NOT_OURS = r"lm_head\.weight|.*rotary_emb\.inv_freq"  # the head; a table of angles
 
 # model_type -> its class, and what transformers (5.23) takes for a key that is absent.

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import e5jax
 from e5jax.errors import UserError
+from e5jax.pooling import Kind
 from e5jax.st_format import PASSAGE_NAMES
 from e5jax.tensors import read_json
 
@@ -65,11 +66,31 @@ batch = tokenizer(
 )
 with torch.no_grad():
     states = model(**batch).last_hidden_state
-last = batch["attention_mask"].sum(1) - 1  # where the text's end token is
-vectors = torch.nn.functional.normalize(states[torch.arange(len(last)), last], dim=1)
+{pooling}
+vectors = torch.nn.functional.normalize(vectors, dim=1)
 print(vectors @ vectors.T)
 ```
 """
+
+
+# Pooling -> in words, in transformers' terms.
+POOLED = {
+    "last": (
+        "the hidden state of the last token",
+        'last = batch["attention_mask"].sum(1) - 1  # where the text\'s end token is\n'
+        "vectors = states[torch.arange(len(last)), last]",
+    ),
+    "cls": ("the hidden state of the first token", "vectors = states[:, 0]"),
+    "mean": (
+        "the mean of the hidden states",
+        'mask = batch["attention_mask"][..., None]\nvectors = (states * mask).sum(1) / mask.sum(1)',
+    ),
+    "weighted_mean": (
+        "the mean of the hidden states, weighted by position",
+        'mask = batch["attention_mask"][..., None].cumsum(1) * batch["attention_mask"][..., None]\n'
+        "vectors = (states * mask).sum(1) / mask.sum(1)",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +130,7 @@ def render(
     license: str | None,
     origin: str | None,
     dim: int,
+    pooling: Kind,
     max_length: int,
     dtype: str,
     prompts: Mapping[str, str],
@@ -123,9 +145,9 @@ def render(
     parts = [
         f"---\n{_metadata(name, form, license, origin, results)}\n---",
         f"# {name}",
-        f"Texts of up to {max_length:,} tokens in, vectors of {dim:,} dimensions and unit length out: the state of a "
-        f"decoder at the last token. {_made(form, dtype, origin, run)}",
-        _usage(name, form, max_length, prompts),
+        f"Texts of up to {max_length:,} tokens in, vectors of {dim:,} dimensions and unit length out: "
+        f"{POOLED[pooling][0]}. {_made(form, dtype, origin, run)}",
+        _usage(name, form, pooling, max_length, prompts),
         *([_prompts(prompts)] if prompts else []),
         *(_training(run) if run else []),
         *([_measured(results)] if results else []),
@@ -183,7 +205,7 @@ def _made(form: str, dtype: str, origin: str | None, run: Run | None) -> str:
     return f"Trained from {base}{' with adapters, now merged' if run.config['lora'] else ''}; weights in {dtype}."
 
 
-def _usage(name: str, form: str, max_length: int, prompts: Mapping[str, str]) -> str:
+def _usage(name: str, form: str, pooling: Kind, max_length: int, prompts: Mapping[str, str]) -> str:
     passage = next((prompts[key] for key in PASSAGE_NAMES if key in prompts), "")
     asked = next((prompt for key, prompt in prompts.items() if key not in PASSAGE_NAMES), "")
     literal = lambda text: json.dumps(text, ensure_ascii=False)
@@ -194,12 +216,39 @@ def _usage(name: str, form: str, max_length: int, prompts: Mapping[str, str]) ->
         passage_stands="behind its own words" if passage else "stands bare",
         with_peft=" (and peft installed)" if form == "adapter" else "",
         max_length=max_length,
+        pooling=POOLED[pooling][1],
     ).rstrip()
 
 
 def _prompts(prompts: Mapping[str, str]) -> str:
     rows = [(f"`{name}`", f"`{json.dumps(prompt, ensure_ascii=False)}`") for name, prompt in prompts.items()]
     return "## Prompts\n\n" + _table(["`prompt_name`", "in front of the text"], rows)
+
+
+def _loss(config: dict) -> str:
+    info_nce = f"InfoNCE over the whole batch, temperature {config['temperature']:g}"
+    distill = config["distill"]
+    if distill is None:
+        return info_nce
+    named = {"contrastive": info_nce, "match": "1 - cosine to", "kl": "KL of scores to", "margin_mse": "MarginMSE to"}
+    teacher = f" `{_public(distill['teacher'])}`"
+    terms = [
+        f"{distill[name]:g} × {words}{teacher * (name != 'contrastive')}"
+        for name, words in named.items()
+        if distill[name]
+    ]
+    return " + ".join(terms)
+
+
+def _changes(config: dict) -> dict[str, str]:
+    """What else was set, in words; "" where it was not."""
+    model = config["model"]
+    return {
+        "dimensions trained, too": ", ".join(map(str, config["matryoshka"])),
+        "dropout of hidden states": f"{config['dropout']:g}" if config["dropout"] else "",
+        "layers kept": ", ".join(map(str, model.get("keep_layers") or ())),
+        "tokens see both sides": "yes" if model.get("causal") is False else "",
+    }
 
 
 def _training(run: Run) -> list[str]:
@@ -213,7 +262,8 @@ def _training(run: Run) -> list[str]:
     revision = f", revision {config['model']['revision']}" if config["model"].get("revision") else ""
     recipe = [
         ("start", f"`{_public(config['model']['base'])}`{revision}" if "base" in config["model"] else "random weights"),
-        ("loss", f"InfoNCE over the whole batch, temperature {config['temperature']:g}"),
+        ("loss", _loss(config)),
+        *[(name, words) for name, words in _changes(config).items() if words],
         ("steps", f"{run.step:,} of {config['steps']:,}"),
         ("batch", f"{config['batch_size']:,} queries" + ", of one source each" * data["same_source_batches"]),
         ("hard negatives a query", f"at most {data['max_negatives']}"),

@@ -56,10 +56,16 @@ def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp
         tokenizer=Tokenizer.load(directory),
         dtype=dtype,
         max_length=st.max_length,
-        digest=hf.digest(directory),
+        digest=folder_digest(st),
         prompts=st.prompts,
         kept=files.kept,
     )
+
+
+def folder_digest(st: st_format.STFiles) -> str:
+    """sha256 over the configuration and weights of a whole model, and its pooling where other files state it."""
+    digest = hf.digest(st.transformer)
+    return digest if st.pooling is None else hashlib.sha256(f"{digest} {st.pooling}".encode()).hexdigest()
 
 
 def is_run(path: Path) -> bool:
@@ -121,6 +127,10 @@ def _open_peft(st, mesh, dtype):
         base = open_model(name, revision=None if own.is_dir() else config.revision, mesh=mesh, dtype=dtype)
     except UserError as error:
         raise UserError(f"{where}: the base cannot be opened: {error}") from error
+    if st.pooling is not None:
+        base = dataclasses.replace(
+            base, model=changed(base.model, dataclasses.replace(base.model.cfg, pooling=st.pooling), None, mesh)
+        )
     has_tokenizer = (directory / "tokenizer.json").is_file()
     return dataclasses.replace(
         base,
@@ -128,7 +138,7 @@ def _open_peft(st, mesh, dtype):
         tokenizer=Tokenizer.load(directory) if has_tokenizer else base.tokenizer,
         max_length=st.max_length or base.max_length,
         prompts=base.prompts if st.prompts == Prompts(query=None) else st.prompts,
-        digest=hashlib.sha256(f"{peft_format.digest(directory)} {base.digest}".encode()).hexdigest(),
+        digest=hashlib.sha256(f"{peft_format.digest(directory)} {base.digest} {st.pooling}".encode()).hexdigest(),
     )
 
 

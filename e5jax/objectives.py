@@ -56,9 +56,10 @@ def total(
     widths = [(q_QD, p_PD), *((truncated(q_QD, dims), truncated(p_PD, dims)) for dims in matryoshka)]
     over_widths = lambda f: sum(f(q, p) for q, p in widths) / len(widths)
     of_info_nce = lambda q, p: info_nce(q, p, batch.positive_Q, batch.valid_P, temperature)
+    contrastive = lambda: over_widths(lambda q, p: of_info_nce(q, p)[0])
     accuracy = of_info_nce(q_QD, p_PD)[1]
     if distill is None:
-        return over_widths(lambda q, p: of_info_nce(q, p)[0]), {"accuracy": accuracy}
+        return contrastive(), {"accuracy": accuracy}
     tq_QE, tp_PE = (jax.lax.stop_gradient(unit(x)) for x in (tq_QE, tp_PE))
     own = batch.positive_Q, batch.negative_QK, batch.has_QK
 
@@ -68,7 +69,7 @@ def total(
         return match(jnp.concatenate([q_QD, p_PD]), project(jnp.concatenate([tq_QE, tp_PE])), valid)
 
     losses = {
-        "contrastive": lambda: over_widths(lambda q, p: of_info_nce(q, p)[0]),
+        "contrastive": contrastive,
         "match": matched,
         "kl": lambda: over_widths(
             lambda q, p: score_kl(q, p, tq_QE, tp_PE, batch.valid_P, temperature, distill.temperature)

@@ -125,6 +125,9 @@ def start_from(run: str, config: TrainConfig, cfg: Architecture, facts: dict, pa
         "its base": (stored["run"]["base"], facts["base"]),
         "lora": (stored["lora"], to_json(config)["lora"]),
     }
+    if config.lora is not None:  # adapters of some layers are none of others'
+        kept = lambda model: model.get("keep_layers")
+        wanted["model.keep_layers"] = (kept(stored["model"]), kept(to_json(config)["model"]))
     if facts["base"] is None and config.lora is not None:  # a random base is made from the seed
         wanted["seed"] = (stored["seed"], config.seed)
     if different := [name for name, (theirs, mine) in wanted.items() if theirs != mine]:

@@ -24,6 +24,7 @@ from e5jax import config as configs
 from e5jax import workdir as workdirs
 from e5jax.architecture import Architecture, Model
 from e5jax.batch import TrainData, fit_shape, prepare_data
+from e5jax.bert import BertConfig
 from e5jax.checkpoint import abstract
 from e5jax.config import FromScratch, Pretrained, TrainConfig
 from e5jax.errors import UserError
@@ -61,7 +62,13 @@ def train(config: TrainConfig) -> dict[str, float]:
     config = with_targets(config, cfg)
     check_fits(config, cfg)
     train_data = prepare_data(config, tokenizer)
-    facts = {"data": train_data.fingerprint, "tokenizer": tokenizer.digest, "base": base_digest, "teacher": None}
+    facts = {
+        "architecture": dataclasses.asdict(cfg),
+        "data": train_data.fingerprint,
+        "tokenizer": tokenizer.digest,
+        "base": base_digest,
+        "teacher": None,
+    }
     distill = teacher = None
     if config.distill is not None:
         from e5jax.distill import learn_from  # which brings evaluation's dependencies
@@ -88,7 +95,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         if stored is None:
             workdirs.create(workdir, config, cfg, facts, shape, tokenizer, nnx.to_pure_dict(frozen))
         else:
-            workdirs.write_config(workdir, config, cfg, facts, shape)
+            workdirs.write_config(workdir, config, facts, shape)
         with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
             done = checkpoints.latest()
             if done is not None:
@@ -146,6 +153,11 @@ def open_base(config: TrainConfig, mesh: Mesh) -> tuple[Model | None, Architectu
             cfg = models.rearranged(opened.model.cfg, source.pooling, source.causal, source.keep_layers)
             model = models.changed(opened.model, cfg, source.keep_layers, mesh)
             return model, cfg, opened.tokenizer, opened.digest
+        case FromScratch(tokenizer=None, architecture=BertConfig(family="xlm-roberta")):
+            # transformers counts an XLM-R's positions from ids that are not 1, which ours gives to </s>.
+            raise UserError(
+                "model.tokenizer: an xlm-roberta takes a tokenizer whose padding has the id 1: name its folder"
+            )
         case FromScratch(tokenizer=None) as source:
             texts = heldout.all_texts(config.data.train, config.data.prompts, config.data.on_bad_record)
             tokenizer = formats.train_tokenizer(texts, source.architecture.vocab_size)

@@ -119,9 +119,7 @@ def load_shards(directory: str | Path) -> Iterator[tuple[list, np.ndarray]]:
 def load(directory: str | Path) -> tuple[list, np.ndarray]:
     """-> (ids, vectors [texts, dims]) of a whole folder, in memory. UserError where the job has not ended."""
     index = read_index(Path(directory).expanduser())
-    none = quantized(
-        np.zeros((0, index["dims"]), np.float32), None, None if index["dtype"] == "float32" else index["dtype"]
-    )
+    none = quantized(np.zeros((0, index["dims"]), np.float32), None, index["dtype"])
     shards = list(load_shards(directory))
     return [id_ for ids, _ in shards for id_ in ids], np.concatenate([none, *(vectors for _, vectors in shards)])
 

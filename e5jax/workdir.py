@@ -33,7 +33,13 @@ MAY_CHANGE = (
     "wandb_project",
     "data.cache",
 )
-FACTS = {"data": "the training data", "tokenizer": "the tokenizer", "base": "the base model", "teacher": "the teacher"}
+FACTS = {
+    "architecture": "the model",
+    "data": "the training data",
+    "tokenizer": "the tokenizer",
+    "base": "the base model",
+    "teacher": "the teacher",
+}
 
 
 def read_config(workdir: Path) -> dict:
@@ -124,7 +130,7 @@ def create(
         if isinstance(config.model, FromScratch) and config.lora is not None:
             # Latents are trained beside the adapters, so they are none of the base's.
             hf.save(frozen, dataclasses.replace(cfg, pooling="last"), config.model.dtype, partial / "base")
-        write_config(partial, config, cfg, facts, shape)
+        write_config(partial, config, facts, shape)
         partial.replace(workdir)  # over an empty folder, too
     except OSError as error:
         raise UserError(f"{workdir} cannot be written: {error}") from error
@@ -132,11 +138,10 @@ def create(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_config(workdir: Path, config: TrainConfig, cfg: Architecture, facts: dict, shape: BinShape) -> None:
+def write_config(workdir: Path, config: TrainConfig, facts: dict, shape: BinShape) -> None:
     """config.json, whole or not at all."""
     run = {
         "e5jax": e5jax.__version__,
-        "architecture": dataclasses.asdict(cfg),
         "shape": dataclasses.asdict(shape),
         **facts,
     }

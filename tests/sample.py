@@ -1,12 +1,13 @@
 """The built-in sample as two files of records: what `package` makes of its ledger, without the dataset around it."""
 
-import atexit
 import dataclasses
+import hashlib
 import json
-import shutil
+import os
 import tempfile
 from pathlib import Path
 
+from e5jax import files
 from e5jax.sample import LEDGER
 from e5jax.synthetic import answers, entries, task_types
 
@@ -19,16 +20,21 @@ RULES = answers.Rules(
     heldout=0.2,
 )
 FIELDS = ("task", "query", "positive", "negatives")
-FOLDER = Path(tempfile.mkdtemp(prefix="e5jax-sample-"))
-atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+# One place for all processes: some tests start a second one that goes on with the same files.
+FOLDER = (
+    Path(tempfile.gettempdir())
+    / f"e5jax-sample-{os.getuid()}-{hashlib.sha256(Path(LEDGER, 'answers-00000.jsonl').read_bytes()).hexdigest()[:12]}"
+)
 
 
 def _write(split: str) -> str:
     entries_ = (entry for entry in entries.read(Path(LEDGER)) if entry["request"]["kind"] == "example")
     examples = [dataclasses.asdict(answers.example(entry, RULES)) for entry in entries_]
     records = [{name: example[name] for name in FIELDS} for example in examples if example["split"] == split]
+    FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{split}.jsonl"
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    if not path.exists():
+        files.write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return str(path)
 
 

@@ -20,6 +20,7 @@ from e5jax.optim import adamw, learning_rate
 from e5jax.packing import Bins, choose_shape
 from e5jax.sharding import batch_shardings, make_mesh, replicated, shardings
 from e5jax.step import TrainState, build, make_step
+from e5jax.train import with_targets
 
 
 pytestmark = pytest.mark.slow
@@ -30,6 +31,7 @@ def compiled(mesh_shape):
     """-> (executable of the step, bytes of base arguments a device, shapes of base weights, config's bin shape)."""
     config = load_config(str(Path(__file__).parents[1] / "configs" / "e5_mistral_7b.py"))
     config = dataclasses.replace(config, model=FromScratch(architecture=MISTRAL_7B_V01, dtype="bfloat16"))
+    config = with_targets(config, MISTRAL_7B_V01)
     mesh = make_mesh(mesh_shape)
     rng = np.random.default_rng(0)
     # Queries of 20 to 80 tokens with their instruction; passages around 150 tokens, some cut at 512.

@@ -116,6 +116,22 @@ def test_dropout_of_hidden_states_is_a_text_s_own_and_its_key_s(make):
     assert np.abs(encode(True, other) - dropped).max() > 1e-2
 
 
+@pytest.mark.parametrize(("name", "make"), [("bert", tiny_bert.encoder), ("decoder", tiny.decoder)])
+def test_embeddings_attention_and_mlp_each_have_their_place_of_dropout(name, make, monkeypatch):
+    seen = set()
+
+    def recorded(rates, keys_T, layer):
+        adapters, hidden = droppers(rates, keys_T, layer)
+        place = "embeddings" if isinstance(layer, int) else "layer"
+        return adapters, lambda x, site: (seen.add((place, site)), hidden(x, site))[1]
+
+    monkeypatch.setattr(f"e5jax.{name}.droppers", recorded)
+    bins, _ = tiny.pack([text % 100 + 1 for text in TEXTS], SHAPE)
+    rates = Dropout(adapters=0.0, hidden=0.2)
+    jax.eval_shape(lambda: tiny.encode(make(), bins, SHAPE, dropout=rates, dropout_key=jax.random.key(0)))
+    assert seen == {("embeddings", 0), ("layer", 0), ("layer", 1)}
+
+
 def test_dropout_keeps_the_mean_and_drops_at_its_rate():
     keys_T = jax.random.split(jax.random.key(0), 4_000)
     x = jnp.ones((4_000, 8), jnp.bfloat16)

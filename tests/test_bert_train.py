@@ -169,3 +169,9 @@ def test_what_an_encoder_does_not_have_is_refused_by_name(base, cache, tmp_path,
     source = Pretrained(base=str(base), **changes.get("model", {}))
     with pytest.raises(UserError, match=said):
         training.train(config(tmp_path / "run", cache, **changes | {"model": source}))
+
+
+def test_an_xlm_r_from_random_weights_needs_a_tokenizer_with_its_padding(cache, tmp_path):
+    source = FromScratch(architecture=dataclasses.replace(tiny_bert.XLM_R, positions=50))
+    with pytest.raises(UserError, match="whose padding has the id 1"):
+        training.train(config(tmp_path / "run", cache, model=source))

@@ -70,7 +70,7 @@ def config(workdir, **changes) -> TrainConfig:
         steps=2,
         batch_size=8,
         model=FromScratch(architecture=CFG),
-        lora=LoraConfig(rank=2, alpha=4.0),
+        lora=LoraConfig(rank=2, alpha=4.0, targets=CFG.projections),
         data=DataConfig(train=(Source(path=str(TRAIN), rows=":40", task=TASK),), max_length=MAX_LENGTH),
     )
     return TrainConfig(**settings | changes)
@@ -102,7 +102,7 @@ def make_run(settings: TrainConfig, tokenizer, cfg, base_digest) -> Path:
 
     params, frozen = jax.eval_shape(make)
     workdir = Path(settings.workdir)
-    facts = {"data": "", "tokenizer": tokenizer.digest, "base": base_digest}
+    facts = {"architecture": dataclasses.asdict(cfg), "data": "", "tokenizer": tokenizer.digest, "base": base_digest}
     shape = BinShape(chunks=1, shards=1, rows=((MAX_LENGTH, 1),), slots=1)
     workdirs.create(workdir, settings, cfg, facts, shape, tokenizer, nnx.to_pure_dict(random(frozen)))
     with (
@@ -604,7 +604,7 @@ def test_the_card_names_a_base_on_the_hub(run):
     found = model_card.Run(workdir=run, step_dir=run / "checkpoints/2", config=stored, step=2, evaluations={})
     settings = dict(license=None, dim=24, max_length=48, dtype="bfloat16", prompts={}, run=found, results=None)
     for form, relation in (("merged", "finetune"), ("adapter", "adapter")):
-        text = model_card.render(name="x", form=form, origin="mistralai/Mistral-7B-v0.1", **settings)
+        text = model_card.render(name="x", form=form, pooling="last", origin="mistralai/Mistral-7B-v0.1", **settings)
         data = huggingface_hub.ModelCard(text).data
         assert (data.base_model, data.base_model_relation) == ("mistralai/Mistral-7B-v0.1", relation)
         assert "license" not in data.to_dict() and "| start | `mistralai/Mistral-7B-v0.1`, revision abc |" in text

@@ -66,6 +66,8 @@ def export(config: ExportConfig) -> Path:
     results = None if config.results is None else model_card.read_results(Path(config.results).expanduser())
     run = find_run(Path(config.checkpoint).expanduser())
     parts = read_merged(config, run) if config.form == "merged" else read_adapter(config, run, output)
+    if parts.pooling == "latent":
+        raise UserError("latent pooling has no place in other libraries' files: only e5jax reads such a model")
     measured = (results or {}).get("identity", {}).get("digest")
     if measured not in (None, parts.digest):
         raise UserError(f"{config.results} measured another model, {results['model']}: its scores are not this one's")

@@ -18,13 +18,13 @@ def get_config() -> TrainConfig:
     return dataclasses.replace(
         base,
         workdir="runs/quickstart_lora",
-        steps=20,
+        steps=10,
         batch_size=32,
         model=Pretrained(base="runs/quickstart", dtype="float32"),
         lora=LoraConfig(rank=8, alpha=16.0),
         data=dataclasses.replace(base.data, train=(Source(path=quickstart.SAMPLE, split="heldout[:52]"),)),
         eval=(EvalSet(name="new-domain", sources=(Source(path=quickstart.SAMPLE, split="heldout[52:]"),)),),
-        optim=OptimConfig(peak_lr=1e-3, warmup_steps=5),
+        optim=OptimConfig(peak_lr=3e-4, warmup_steps=5),
         eval_every=5,
-        checkpoint_every=20,
+        checkpoint_every=10,
     )

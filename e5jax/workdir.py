@@ -43,14 +43,21 @@ FACTS = {
 
 
 def read_config(workdir: Path) -> dict:
-    """config.json of a run."""
+    """config.json of a run. UserError where another version of e5jax wrote it."""
+    config = _stored(workdir)
+    if "architecture" not in config["run"]:
+        raise UserError(f"{workdir} is a run of e5jax {config['run'].get('e5jax')}: open it with that version")
+    return config
+
+
+def _stored(workdir: Path) -> dict:
     return json.loads((workdir / "config.json").read_text(encoding="utf-8"))
 
 
 def is_run(workdir: Path) -> bool:
     """Whether a directory holds a run of ours (and not, say, a Hugging Face model)."""
     try:
-        return "run" in read_config(workdir)
+        return "run" in _stored(workdir)
     except (OSError, ValueError):
         return False
 

@@ -16,6 +16,7 @@ import pytest
 import e5jax
 from e5jax import heldout
 from e5jax import train as training
+from e5jax import workdir as workdirs
 from e5jax.config import (
     DataConfig,
     EvalSet,
@@ -326,3 +327,9 @@ def test_a_run_killed_while_its_folder_was_made_has_not_begun(tmp_path, cache, m
         with pytest.raises(KeyboardInterrupt):
             training.train(tiny_config(tmp_path / "run", cache, steps=1, eval=()))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_another_version_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"run": {"e5jax": "0.0.1", "decoder": {}}}))
+    with pytest.raises(UserError, match=r"is a run of e5jax 0\.0\.1: open it with that version"):
+        workdirs.read_config(tmp_path)

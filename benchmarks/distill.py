@@ -63,7 +63,7 @@ def speeds(models: dict[str, str], rounds: int) -> dict[str, float]:
     import e5jax
 
     source = Source(path=str(Path(os.environ["E5JAX_DATA"]) / "xquad" / "en.json"))
-    texts = [text for record in good(source) for text in (record.query, record.positive)]
+    texts = list(dict.fromkeys(text for record in good(source) for text in (record.query, record.positive)))
     encoders = {name: e5jax.Encoder.load(model) for name, model in models.items()}
     seconds = {name: [] for name in encoders}
     for _ in range(rounds + 1):

@@ -44,7 +44,7 @@ def get_config() -> TrainConfig:
     english = (str(folder / "tatoeba" / f"{language}-eng.eng") for language in TATOEBA)
     return TrainConfig(
         workdir="runs/minilm_distilled",
-        steps=600,
+        steps=300,
         batch_size=64,
         model=Pretrained(base=minilm, dtype="float32", keep_layers=(0, 2, 5)),
         lora=None,
@@ -65,6 +65,6 @@ def get_config() -> TrainConfig:
         packing=PackingConfig(widths=(256, 64)),
         optim=OptimConfig(peak_lr=3e-4, warmup_steps=50, weight_decay=0.01),
         temperature=0.05,
-        eval_every=200,
-        checkpoint_every=200,
+        eval_every=100,
+        checkpoint_every=100,
     )

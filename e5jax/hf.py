@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from e5jax import hf_bert, hf_decoder
 from e5jax.architecture import Architecture
 from e5jax.errors import UserError
+from e5jax.settings import refuse
 from e5jax.tensors import (
     DTYPES,
     digest_files,
@@ -27,6 +28,11 @@ from e5jax.tensors import (
 
 
 FORMATS = {family: names for names in (hf_decoder, hf_bert) for family in names.FAMILIES}
+# Keys that no architecture here heeds -> (the values that leave it ours, what any other asks for).
+REFUSED = {
+    "auto_map": ((), "code from the model's folder, which is never run"),
+    "quantization_config": ((), "quantised weights"),
+}
 # Keys that change no hidden state but mean something to whoever serves the model.
 KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -116,6 +122,7 @@ def read_config(directory: Path) -> HFConfig:
     family = stored.get("model_type")
     if not isinstance(family, str) or family not in FORMATS:
         raise UserError(f"{where}: model_type {family!r} is none of {', '.join(FORMATS)}")
+    refuse(stored, REFUSED, where)
     try:
         architecture = FORMATS[family].read_config(stored, where)
     except ValueError as error:  # sizes that do not go together

@@ -54,8 +54,6 @@ SIZES = {  # ours -> theirs
 }
 # Keys that change the computation -> (the values that leave it ours, what any other asks for).
 REFUSED = {
-    "auto_map": ((), "code from the model's folder, which is never run"),
-    "quantization_config": ((), "quantised weights"),
     "hidden_act": (("gelu",), "another activation than gelu"),
     "position_embedding_type": (("absolute",), "relative positions"),
     "is_decoder": ((False,), "a decoder"),

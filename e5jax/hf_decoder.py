@@ -57,8 +57,6 @@ SIZES = {  # ours -> theirs
 }
 # Keys that change the computation -> (the values that leave it ours, what any other asks for).
 REFUSED = {
-    "auto_map": ((), "code from the model's folder, which is never run"),
-    "quantization_config": ((), "quantised weights"),
     "attention_bias": ((False,), "biases in the attention"),
     "mlp_bias": ((False,), "biases in the MLP"),
     "hidden_act": (("silu",), "another activation than silu"),

@@ -187,15 +187,27 @@ class Bm25:
         return ModelMeta.create_empty(overwrites=about)
 
 
-def _sentence_transformer(name: str, max_length: int | None, dtype: str | None, table: PromptTable, kept: Kept):
-    """mteb's wrapper around a sentence-transformers model, with `prompts_used`."""
+def open_sentence_transformer(name: str):
+    """sentence-transformers' own model of that folder or hub name; weights from safetensors only.
+
+    Raises UserError where the library is missing or cannot open it.
+    """
     try:
-        import torch
-        from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise UserError(f"{SENTENCE_TRANSFORMERS}{name} needs pip install sentence-transformers ({error})") from None
+    try:
+        return SentenceTransformer(name, model_kwargs={"use_safetensors": True})
+    except Exception as error:  # of many kinds: no such folder, no network, no safetensors, ...
+        raise UserError(f"{name}: sentence-transformers cannot open it: {error}") from error
+
+
+def _sentence_transformer(name: str, max_length: int | None, dtype: str | None, table: PromptTable, kept: Kept):
+    """mteb's wrapper around a sentence-transformers model, with `prompts_used`."""
+    model = open_sentence_transformer(name)
+    import torch
     from mteb.models.abs_encoder import get_prompt
+    from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 
     class Wrapper(SentenceTransformerEncoderWrapper):
         """Notes which of the model's own prompts is used; gives what is kept of its vectors."""
@@ -205,10 +217,6 @@ def _sentence_transformer(name: str, max_length: int | None, dtype: str | None, 
             _note(self.prompts_used, task_metadata, SIDES[prompt_type and prompt_type.value], before)
             return kept.apply(super().encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **rest))
 
-    try:
-        model = SentenceTransformer(name, model_kwargs={"use_safetensors": True})
-    except Exception as error:  # of many kinds: no such folder, no network, no safetensors, ...
-        raise UserError(f"{name}: sentence-transformers cannot open it: {error}") from error
     if dtype is not None:
         model = model.to(getattr(torch, dtype))
     kept.check(model.get_embedding_dimension())

@@ -25,7 +25,7 @@ from e5jax.encoder import WINDOW, Encoder
 from e5jax.errors import UserError
 from e5jax.files import partial
 from e5jax.formats import Prompts
-from e5jax.mteb_model import SENTENCE_TRANSFORMERS
+from e5jax.mteb_model import SENTENCE_TRANSFORMERS, open_sentence_transformer
 from e5jax.sharding import local_mesh
 
 
@@ -75,16 +75,7 @@ class SentenceTransformerTeacher:
     @classmethod
     def load(cls, name: str) -> "SentenceTransformerTeacher":
         """A folder or a hub name; weights from safetensors only. UserError where it cannot be opened."""
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise UserError(
-                f"{SENTENCE_TRANSFORMERS}{name} needs pip install sentence-transformers ({error})"
-            ) from None
-        try:
-            model = SentenceTransformer(name, model_kwargs={"use_safetensors": True})
-        except Exception as error:  # of many kinds: no such folder, no network, no safetensors, ...
-            raise UserError(f"{name}: sentence-transformers cannot open it: {error}") from error
+        model = open_sentence_transformer(name)
         prompts = st_format.read_prompts(model.prompts, Path(name))
         return cls(model=model, prompts=prompts, digest=_torch_digest(model), max_length=model.max_seq_length)
 

@@ -27,3 +27,8 @@ def abstract(cfg: Architecture, dtype: jnp.dtype):
 def from_json(fields: Mapping) -> Architecture:
     """What `dataclasses.asdict` made of one."""
     return (BertConfig if fields["family"] in FIRST_POSITION else DecoderConfig)(**fields)
+
+
+def shares_prefixes(cfg: Architecture) -> bool:
+    """Whether what all texts begin with can be read once for all: nothing behind it changes what it is."""
+    return isinstance(cfg, DecoderConfig) and cfg.causal and cfg.pooling == "last"

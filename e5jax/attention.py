@@ -4,16 +4,47 @@ A bin is rows of a few fixed widths laid end to end; each text lies whole in one
 bin into rows and a mask inside each row: no gather, and cost linear in the bin.
 
 Shapes: T tokens of the bin, R rows of one width, Q and S query and key positions in a row, N query heads, K key-value
-heads, G = N / K query heads a key-value head, H head size.
+heads, G = N / K query heads a key-value head, H head size, P tokens of a prefix that all texts share.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from e5jax import kernels
+from e5jax.projection import KEEP_NAMED, KEPT
 
 
 Rows = tuple[tuple[int, int], ...]  # ((width, how many), ...), the layout of every bin
 DENSE = 2048  # the widest row whose scores are computed at once
 QUERIES = 256  # positions a turn in wider ones: memory for scores is linear in the width
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Before:
+    """A prefix that every text goes on from."""
+
+    k_PKH: jax.Array
+    v_PKH: jax.Array
+    used: jax.Array
+    """Only so many of the P tokens are any."""
+    positions_T: jax.Array
+    """Of the bin's tokens, counted from the first token of the prefix."""
+
+    def seen(self, start: int, width: int, count: int, window: int | None) -> "RowPrefix":
+        """Keys, values, and which of them is seen from each token of the `count` rows from bin token `start`."""
+        i_RQ = self.positions_T[start : start + width * count].reshape(count, width)
+        j_P = jnp.arange(len(self.k_PKH))
+        seen_RQP = jnp.broadcast_to(j_P < self.used, (count, width, len(j_P)))
+        if window is not None:
+            seen_RQP &= i_RQ[:, :, None] - j_P < window
+        return self.k_PKH, self.v_PKH, seen_RQP
+
+
+RowPrefix = tuple[jax.Array, jax.Array, jax.Array]  # k_PKH, v_PKH, seen_RQP
 
 
 def attend(
@@ -22,10 +53,11 @@ def attend(
     v_TKH: jax.Array,
     segments_T: jax.Array,
     rows: Rows,
+    before: Before | None,
     causal: bool,
     window: int | None,
 ) -> jax.Array:
-    """Softmax attention inside each text of the bin -> [T, N, H].
+    """Softmax attention inside each text of the bin, and to what all have `before` them -> [T, N, H].
 
     `segments_T` numbers the text a token belongs to (0: padding). With a window W, key j is seen from query i when
     i − W < j ≤ i, as in Mistral (arXiv 2310.06825); where not causal, when |i − j| ≤ W, as transformers has it.
@@ -36,13 +68,21 @@ def attend(
         q, k, v, segments = (
             x[start:stop].reshape(count, width, *x.shape[1:]) for x in (q_TNH, k_TKH, v_TKH, segments_T)
         )
-        if width <= DENSE or width % QUERIES:
-            out = _dense(q, k, v, segments, causal, window)
+        prefix = None if before is None else before.seen(start, width, count, window)
+        if backend() == "tpu" and prefix is None and kernels.splash_fits(width, q.shape[-1]):
+            out = kernels.splash(q, k, v, segments, causal, window, interpret=False)
+        elif width <= DENSE or width % QUERIES:
+            out = _dense(q, k, v, segments, prefix, causal, window)
         else:
-            out = _in_turns(q, k, v, segments, causal, window)
+            out = _in_turns(q, k, v, segments, prefix, causal, window)
         parts.append(out.reshape(width * count, *out.shape[2:]))
         start = stop
     return jnp.concatenate(parts)
+
+
+def backend() -> str:
+    """cpu, gpu or tpu: what attention is compiled for."""
+    return jax.default_backend()
 
 
 def visible(
@@ -61,57 +101,99 @@ def visible(
     return near & (segments_RQ[:, :, None] == segments_RS[:, None, :])
 
 
-def _dense(q_RSNH, k_RSKH, v_RSKH, segments_RS, causal, window):
+def _dense(q_RSNH, k_RSKH, v_RSKH, segments_RS, prefix: RowPrefix | None, causal, window):
     """All scores of a row at once; of all rows, but on a CPU, whose caches hold those of one row."""
     i = jnp.arange(q_RSNH.shape[1])
 
-    @jax.checkpoint  # kept for the backward pass, the scores would outweigh every other activation
-    def attend_rows(q_RSNH, k_RSKH, v_RSKH, segments_RS):
-        return _attend_rows(q_RSNH, k_RSKH, v_RSKH, visible(segments_RS, segments_RS, i, i, causal, window))
+    def attend_rows(q_RSNH, k_RSKH, v_RSKH, segments_RS, seen_RSP):
+        seen = visible(segments_RS, segments_RS, i, i, causal, window)
+        return _attend_rows(q_RSNH, k_RSKH, v_RSKH, seen, prefix and (*prefix[:2], seen_RSP))
 
-    rows = (q_RSNH, k_RSKH, v_RSKH, segments_RS)
-    if jax.default_backend() != "cpu":
+    rows = (q_RSNH, k_RSKH, v_RSKH, segments_RS, prefix and prefix[2])
+    if backend() != "cpu":
         return attend_rows(*rows)
-    return jax.lax.map(lambda row: attend_rows(*(x[None] for x in row))[0], rows)
+    return jax.lax.map(lambda row: attend_rows(*jax.tree.map(lambda x: x[None], row))[0], rows)
 
 
-def _in_turns(q_RSNH, k_RSKH, v_RSKH, segments_RS, causal, window):
+def _in_turns(q_RSNH, k_RSKH, v_RSKH, segments_RS, prefix: RowPrefix | None, causal, window):
     """QUERIES queries a turn, against the keys they can see."""
     width = q_RSNH.shape[1]
     reach = min(width, QUERIES + window - 1) if causal and window is not None else width
 
-    @jax.checkpoint
     def turn(first):
         start = jnp.clip(first + QUERIES - reach, 0, width - reach)
         queries = lambda x: jax.lax.dynamic_slice_in_dim(x, first, QUERIES, axis=1)
         keys = lambda x: jax.lax.dynamic_slice_in_dim(x, start, reach, axis=1)
         i, j = first + jnp.arange(QUERIES), start + jnp.arange(reach)
         seen = visible(queries(segments_RS), keys(segments_RS), i, j, causal, window)
-        return _attend_rows(queries(q_RSNH), keys(k_RSKH), keys(v_RSKH), seen)
+        before = prefix and (*prefix[:2], queries(prefix[2]))
+        return _attend_rows(queries(q_RSNH), keys(k_RSKH), keys(v_RSKH), seen, before)
 
-    out = jax.lax.map(turn, jnp.arange(0, width, QUERIES))
+    # Else the keys of every turn would be kept for the backward pass.
+    out = jax.lax.map(jax.checkpoint(turn, policy=KEEP_NAMED), jnp.arange(0, width, QUERIES))
     return jnp.moveaxis(out, 0, 1).reshape(q_RSNH.shape)
 
 
-def _attend_rows(q_RQNH, k_RSKH, v_RSKH, visible_RQS):
+def _attend_rows(q_RQNH, k_RSKH, v_RSKH, visible_RQS, prefix: RowPrefix | None):
     R, Q, N, H = q_RQNH.shape
     K = k_RSKH.shape[2]
-    precision = jax.lax.Precision.HIGHEST if q_RQNH.dtype == jnp.float32 else None
-    q_RQKGH = q_RQNH.reshape(R, Q, K, N // K, H)
-    scores = jnp.einsum(
-        "RQKGH,RSKH->RKGQS",
-        q_RQKGH,
-        k_RSKH,
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    scores = jnp.where(visible_RQS[:, None, None], scores * H**-0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_RSKH.dtype)
-    out = jnp.einsum(
-        "RKGQS,RSKH->RQKGH",
-        weights,
-        v_RSKH,
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    return out.reshape(R, Q, N, H).astype(q_RQNH.dtype)
+    if prefix is not None:
+        k_PKH, v_PKH, seen_RQP = prefix
+        behind = lambda x_PKH, x_RSKH: jnp.concatenate([jnp.broadcast_to(x_PKH, (R, *x_PKH.shape)), x_RSKH], axis=1)
+        k_RSKH, v_RSKH = behind(k_PKH, k_RSKH), behind(v_PKH, v_RSKH)
+        visible_RQS = jnp.concatenate([seen_RQP, visible_RQS], axis=-1)
+    return softmax_attention(q_RQNH.reshape(R, Q, K, N // K, H), k_RSKH, v_RSKH, visible_RQS).reshape(R, Q, N, H)
+
+
+@jax.custom_vjp
+def softmax_attention(q_RQKGH: jax.Array, k_RSKH: jax.Array, v_RSKH: jax.Array, visible_RQS: jax.Array) -> jax.Array:
+    """softmax(q k / √H) v over the visible keys -> [R, Q, K, G, H] in q's dtype; products accumulate in f32.
+
+    The backward rule is FlashAttention's (arXiv 2205.14135, algorithm 4): it needs no scores, which would outweigh
+    every other activation, but the result and the logarithm of each query's sum; and it multiplies in the dtype of the
+    operands, where a transposed product of f32 and bf16 would be slow on every backend.
+    """
+    return _attention_forward(q_RQKGH, k_RSKH, v_RSKH, visible_RQS)[0]
+
+
+def _attention_forward(q_RQKGH, k_RSKH, v_RSKH, visible_RQS):
+    scores = _scores(q_RQKGH, k_RSKH, visible_RQS)
+    highest_RKGQ = jnp.max(scores, axis=-1)
+    weights = jnp.exp(scores - highest_RKGQ[..., None])
+    sums_RKGQ = jnp.sum(weights, axis=-1)
+    out = _product("RKGQS,RSKH->RQKGH", weights.astype(v_RSKH.dtype), v_RSKH)
+    out = (out / _queries_first(sums_RKGQ)).astype(q_RQKGH.dtype)
+    out = checkpoint_name(out, KEPT)
+    logs_RKGQ = checkpoint_name(highest_RKGQ + jnp.log(sums_RKGQ), KEPT)
+    return out, (q_RQKGH, k_RSKH, v_RSKH, visible_RQS, out, logs_RKGQ)
+
+
+def _attention_backward(residuals, g_RQKGH):
+    q_RQKGH, k_RSKH, v_RSKH, visible_RQS, out, logs_RKGQ = residuals
+    dtype, scale = q_RQKGH.dtype, q_RQKGH.shape[-1] ** -0.5
+    weights = jnp.exp(_scores(q_RQKGH, k_RSKH, visible_RQS) - logs_RKGQ[..., None])
+    dv = _product("RKGQS,RQKGH->RSKH", weights.astype(dtype), g_RQKGH)
+    # Σ weights · dweights of a query, as Σ out · dout.
+    sums_RQKG = jnp.sum(out.astype(jnp.float32) * g_RQKGH.astype(jnp.float32), axis=-1)
+    dweights = _product("RQKGH,RSKH->RKGQS", g_RQKGH, v_RSKH)
+    dscores = (weights * (dweights - jnp.moveaxis(sums_RQKG, 1, 3)[..., None]) * scale).astype(dtype)
+    dq = _product("RKGQS,RSKH->RQKGH", dscores, k_RSKH)
+    dk = _product("RKGQS,RQKGH->RSKH", dscores, q_RQKGH)
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None
+
+
+softmax_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _scores(q_RQKGH, k_RSKH, visible_RQS):
+    scores = _product("RQKGH,RSKH->RKGQS", q_RQKGH, k_RSKH) * q_RQKGH.shape[-1] ** -0.5
+    return jnp.where(visible_RQS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+
+
+def _queries_first(x_RKGQ):
+    return jnp.moveaxis(x_RKGQ, 3, 1)[..., None]
+
+
+def _product(eq, x, y):
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(eq, x, y, precision=precision, preferred_element_type=jnp.float32)

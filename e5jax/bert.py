@@ -14,12 +14,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from e5jax.attention import Rows, attend
-from e5jax.layers import Dropout, LayerNorm, droppers, scan, stacked
+from e5jax.layers import Dropout, LayerNorm, Noise, scan, stacked
 from e5jax.pooling import Kind, Pooling
-from e5jax.projection import KEPT, Projection
+from e5jax.projection import Projection, projected
 from e5jax.sharding import constrain, gathered
 
 
@@ -87,16 +86,16 @@ class Block(nnx.Module):
         self.down = project("TF,FD->TD", F, D, fan_in=cfg.hidden)
         self.mlp_norm = LayerNorm(cfg.dim, cfg.norm_eps, dtype)
 
-    def __call__(self, x_TD, segments_T, rows: Rows, drop, hide) -> jax.Array:
-        """`drop(x, i)` is what the adapters see of the layer's i-th input, `hide(x, i)` the i-th sublayer's dropout."""
-        seen = drop(x_TD, 0)
-        q_TNH, k_TNH, v_TNH = self.q(x_TD, seen), self.k(x_TD, seen), self.v(x_TD, seen)
-        a_TNH = attend(q_TNH, k_TNH, v_TNH, segments_T, rows, causal=False, window=None)
-        a_TNH = checkpoint_name(a_TNH, KEPT)
-        x_TD = self.attn_norm(x_TD + hide(self.o(a_TNH, drop(a_TNH, 1)), 0))
+    def __call__(self, x_TD, segments_T, rows: Rows, noise: Noise, read_N) -> jax.Array:
+        """-> [T, D]; [N, D] where only some tokens are read: the others matter to attention alone."""
+        q_TNH, k_TNH, v_TNH = projected((self.q, self.k, self.v), x_TD, noise.adapters(x_TD, 0))
+        a_TNH = attend(q_TNH, k_TNH, v_TNH, segments_T, rows, None, causal=False, window=None)
+        if read_N is not None:
+            x_TD, a_TNH, noise = x_TD[read_N], a_TNH[read_N], noise.at(read_N)
+        x_TD = self.attn_norm(x_TD + noise.hidden(self.o(a_TNH, noise.adapters(a_TNH, 1)), 0))
 
-        f_TF = jax.nn.gelu(self.up(x_TD, drop(x_TD, 2)), approximate=False)
-        x_TD = self.mlp_norm(x_TD + hide(self.down(f_TF, drop(f_TF, 3)), 1))
+        f_TF = jax.nn.gelu(self.up(x_TD, noise.adapters(x_TD, 2)), approximate=False)
+        x_TD = self.mlp_norm(x_TD + noise.hidden(self.down(f_TF, noise.adapters(f_TF, 3)), 1))
         return constrain(x_TD, None, None)
 
 
@@ -124,21 +123,22 @@ class Bert(nnx.Module):
         segments_T: jax.Array,
         rows: Rows,
         *,
+        read_N: jax.Array | None,
         dtype: jnp.dtype,
         remat: bool,
         dropout: Dropout,
         dropout_keys_T: jax.Array | None,
     ) -> jax.Array:
-        """-> [T, D] in `dtype`, the dtype of all products. See `layers.scan` for `remat`.
+        """-> [T, D] in `dtype`, the dtype of all products; [N, D] of the tokens `read_N` where it is not None.
 
-        `dropout_keys_T` has one key a token; None: no dropout.
+        See `layers.scan` for `remat`. `dropout_keys_T` has one key a token; None: no dropout.
         """
         x_TD = gathered(self.embed[...], self.embed.axes)[tokens_T]
         x_TD += self.embed_position[...][positions_T + FIRST_POSITION[self.cfg.family]] + self.embed_type[0]
-        _, hide = droppers(dropout, dropout_keys_T, self.cfg.layers)
-        x_TD = constrain(hide(self.norm(x_TD.astype(dtype)), 0), None, None)
+        noise = lambda layer: Noise(rates=dropout, keys_T=dropout_keys_T, layer=layer)
+        x_TD = constrain(noise(self.cfg.layers).hidden(self.norm(x_TD.astype(dtype)), 0), None, None)
 
-        def apply(block, x_TD, index):
-            return block(x_TD, segments_T, rows, *droppers(dropout, dropout_keys_T, index))
+        def apply(block, x_TD, index, read_N):
+            return block(x_TD, segments_T, rows, noise(index), read_N)
 
-        return scan(apply, self.layers, self.cfg.layers, x_TD, remat)
+        return scan(apply, self.layers, self.cfg.layers, x_TD, remat, read_N)

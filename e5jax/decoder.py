@@ -6,7 +6,8 @@
 - SwiGLU MLP
 - no language-model head: the output is the last hidden state
 
-Shapes: T tokens of a bin, D model, N query heads, K key-value heads, H head size, F hidden size of the MLP.
+Shapes: T tokens of a bin, D model, N query heads (or tokens that are read), K key-value heads, H head size, F hidden
+size of the MLP, P tokens of a shared prefix, L layers.
 """
 
 import dataclasses
@@ -15,12 +16,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from e5jax.attention import Rows, attend
-from e5jax.layers import Dropout, droppers, scan, stacked
+from e5jax.attention import Before, Rows, attend
+from e5jax.layers import NO_DROPOUT, Dropout, Noise, layer_of, scan, stacked
 from e5jax.pooling import Kind, Pooling
-from e5jax.projection import KEPT, Projection
+from e5jax.projection import Projection, projected
 from e5jax.sharding import constrain, gathered
 
 
@@ -160,23 +160,39 @@ class Block(nnx.Module):
         self.up = project("TD,DF->TF", D, F, fan_in=cfg.dim)
         self.down = project("TF,FD->TD", F, D, fan_in=cfg.hidden)
 
-    def __call__(self, x_TD, sin, cos, segments_T, rows: Rows, drop, hide) -> jax.Array:
-        """`drop(x, i)` is what the adapters see of the layer's i-th input, `hide(x, i)` the i-th sublayer's dropout."""
+    def qkv(self, x_TD, sin, cos, noise: Noise) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, turned to their positions."""
         h_TD = self.attn_norm(x_TD)
-        seen = drop(h_TD, 0)
-        q_TNH, k_TKH, v_TKH = self.q(h_TD, seen), self.k(h_TD, seen), self.v(h_TD, seen)
+        q_TNH, k_TKH, v_TKH = projected((self.q, self.k, self.v), h_TD, noise.adapters(h_TD, 0))
         if self.cfg.qk_norm:
             q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
-        q_TNH, k_TKH = rotate(q_TNH, sin, cos), rotate(k_TKH, sin, cos)
-        a_TNH = attend(q_TNH, k_TKH, v_TKH, segments_T, rows, causal=self.cfg.causal, window=self.cfg.window)
-        a_TNH = checkpoint_name(a_TNH, KEPT)
-        x_TD += hide(self.o(a_TNH, drop(a_TNH, 1)), 0)
+        return rotate(q_TNH, sin, cos), rotate(k_TKH, sin, cos), v_TKH
+
+    def __call__(self, x_TD, sin, cos, segments_T, rows: Rows, before: Before | None, noise: Noise, read_N):
+        """-> [T, D]; [N, D] where only some tokens are read: the others matter to attention alone."""
+        qkv = self.qkv(x_TD, sin, cos, noise)
+        a_TNH = attend(*qkv, segments_T, rows, before, causal=self.cfg.causal, window=self.cfg.window)
+        if read_N is not None:
+            x_TD, a_TNH, noise = x_TD[read_N], a_TNH[read_N], noise.at(read_N)
+        x_TD += noise.hidden(self.o(a_TNH, noise.adapters(a_TNH, 1)), 0)
 
         h_TD = self.mlp_norm(x_TD)
-        seen = drop(h_TD, 2)
-        f_TF = jax.nn.silu(self.gate(h_TD, seen)) * self.up(h_TD, seen)
-        x_TD += hide(self.down(f_TF, drop(f_TF, 3)), 1)
+        gate_TF, up_TF = projected((self.gate, self.up), h_TD, noise.adapters(h_TD, 2))
+        f_TF = jax.nn.silu(gate_TF) * up_TF
+        x_TD += noise.hidden(self.down(f_TF, noise.adapters(f_TF, 3)), 1)
         return constrain(x_TD, None, None)
+
+
+class Prefix(nnx.Module):
+    """Keys and values, in every layer, of tokens that all texts begin with; only the first `used` are any."""
+
+    def __init__(self, k_LPKH: jax.Array, v_LPKH: jax.Array, used: jax.Array):
+        self.k_LPKH, self.v_LPKH, self.used = nnx.Cache(k_LPKH), nnx.Cache(v_LPKH), nnx.Cache(used)
+
+    def before(self, layer: jax.Array | int, positions_T: jax.Array) -> Before:
+        """What attention reads of it in one layer; `positions_T` counts from the text's first token."""
+        pick = lambda x: jax.lax.dynamic_index_in_dim(x[...], layer, keepdims=False)
+        return Before(k_PKH=pick(self.k_LPKH), v_PKH=pick(self.v_LPKH), used=self.used[...], positions_T=positions_T)
 
 
 class Decoder(nnx.Module):
@@ -189,6 +205,7 @@ class Decoder(nnx.Module):
         self.layers = stacked(lambda rngs: Block(cfg, dtype, rngs=rngs), cfg.layers, rngs=rngs)
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps, dtype)
         self.pooling = Pooling(cfg.pooling, cfg.dim, rngs=rngs)
+        self.prefix = nnx.data(None)
 
     def __call__(
         self,
@@ -197,21 +214,42 @@ class Decoder(nnx.Module):
         segments_T: jax.Array,
         rows: Rows,
         *,
+        read_N: jax.Array | None,
         dtype: jnp.dtype,
         remat: bool,
         dropout: Dropout,
         dropout_keys_T: jax.Array | None,
     ) -> jax.Array:
-        """-> [T, D] in `dtype`, the dtype of all products. See `layers.scan` for `remat`.
+        """-> [T, D] in `dtype`, the dtype of all products; [N, D] of the tokens `read_N` where it is not None.
 
-        `dropout_keys_T` has one key a token; None: no dropout.
+        See `layers.scan` for `remat`. `dropout_keys_T` has one key a token; None: no dropout. Where a `prefix` hangs on
+        the decoder, every text goes on behind it, and positions count from its end.
         """
-        x_TD = gathered(self.embed[...], self.embed.axes)[tokens_T].astype(dtype)
-        _, hide = droppers(dropout, dropout_keys_T, self.cfg.layers)
-        x_TD = constrain(hide(x_TD, 0), None, None)
+        if self.prefix is not None:
+            positions_T += self.prefix.used[...]
+        noise = lambda layer: Noise(rates=dropout, keys_T=dropout_keys_T, layer=layer)
+        x_TD = constrain(noise(self.cfg.layers).hidden(self._embedded(tokens_T, dtype), 0), None, None)
         sin, cos = rotary(positions_T, self.cfg.head_dim, self.cfg.rope_theta)
 
-        def apply(block, x_TD, index):
-            return block(x_TD, sin, cos, segments_T, rows, *droppers(dropout, dropout_keys_T, index))
+        def apply(block, x_TD, index, read_N):
+            before = None if self.prefix is None else self.prefix.before(index, positions_T)
+            return block(x_TD, sin, cos, segments_T, rows, before, noise(index), read_N)
 
-        return self.norm(scan(apply, self.layers, self.cfg.layers, x_TD, remat))
+        return self.norm(scan(apply, self.layers, self.cfg.layers, x_TD, remat, read_N))
+
+    def read_prefix(self, tokens_P: jax.Array, used: jax.Array, dtype: jnp.dtype) -> Prefix:
+        """The first `used` of `tokens_P` as a prefix: a causal decoder needs to read them once for all texts."""
+        positions_P = jnp.arange(len(tokens_P))
+        sin, cos = rotary(positions_P, self.cfg.head_dim, self.cfg.rope_theta)
+        one_row = (jnp.ones_like(positions_P), ((len(tokens_P), 1),), None)
+
+        def layer(x_PD, index):
+            block, noise = layer_of(self.layers, index), Noise(rates=NO_DROPOUT, keys_T=None, layer=index)
+            _, k_PKH, v_PKH = block.qkv(x_PD, sin, cos, noise)
+            return block(x_PD, sin, cos, *one_row, noise, None), (k_PKH, v_PKH)
+
+        keys_values = jax.lax.scan(layer, self._embedded(tokens_P, dtype), jnp.arange(self.cfg.layers))[1]
+        return Prefix(*keys_values, used)
+
+    def _embedded(self, tokens_T, dtype):
+        return gathered(self.embed[...], self.embed.axes)[tokens_T].astype(dtype)

@@ -1,7 +1,8 @@
 """Texts -> unit vectors.
 
 Texts go into the same bins as in training, one row width for each range of lengths, so at most a handful of shapes is
-compiled whatever the texts; the answer comes back in their order and does not depend on what else is in the batch.
+compiled whatever the texts; the answer comes back in their order and does not depend on what else is in the batch. What
+all texts begin with, such as an instruction, a causal decoder reads once.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from jax.sharding import Mesh
 from e5jax import architecture, loss
 from e5jax.architecture import Model
 from e5jax.attention import Rows
+from e5jax.decoder import Prefix
 from e5jax.errors import UserError
 from e5jax.formats import Prompts, Tokenizer
 from e5jax.layers import NO_DROPOUT
@@ -32,8 +34,11 @@ from e5jax.sharding import batch_shardings, shard_count
 WIDTHS = (128, 512, 2048, 8192, 32_768)
 BIN_TOKENS = 4096
 SHORTEST = 8  # a text takes at least this much of a row, which bounds the texts a bin can hold
+TYPICAL = 64  # tokens of a text; where all bins hold no more than such texts, they have slots for these alone
 WINDOW = 16_384  # texts sorted and packed together
 AHEAD = 2  # bins a device is given before the vectors of the first are waited for
+SHARED = 8  # tokens that all texts begin with, from which on they are read once
+PREFIX = 32  # their room is a multiple of this, so that few shapes are compiled
 logger = logging.getLogger(__name__)
 
 
@@ -59,13 +64,10 @@ def _pack_width(texts, lengths, text, shards, small, width):
     _, row = np.unique(row, return_inverse=True)  # rows in use, numbered from 0
     alone = small and shards == 1 and width <= 512 and row.max(initial=0) == 0
     rows_a_bin = 1 if alone else max(1, BIN_TOKENS // width)
-    shape = BinShape(
-        chunks=1,
-        shards=shards,
-        rows=((width, rows_a_bin),),
-        slots=rows_a_bin * width // SHORTEST,
-    )
     bin_, offset = row // rows_a_bin, row % rows_a_bin * width + start
+    fullest = np.bincount(bin_).max()
+    slots = next(n for n in (rows_a_bin * width // size for size in (TYPICAL, SHORTEST)) if n >= fullest)
+    shape = BinShape(chunks=1, shards=shards, rows=((width, rows_a_bin),), slots=slots)
     for first in range(0, int(bin_.max()) + 1, shards):
         here = np.flatnonzero((bin_ >= first) & (bin_ < first + shards))
         here = here[np.lexsort((offset[here], bin_[here]))]
@@ -190,16 +192,24 @@ class Encoder:
 
         `tell` is given the indices of texts as they are done.
         """
-        graphdef, weights = nnx.split(self.model)
-
-        def run(bins, rows):
-            if self.mesh is not None:
-                layout = batch_shardings(bins, self.mesh, lambda x: 1 if x.ndim == 3 else None)
-                bins = jax.device_put(bins, layout)
-            return embed(graphdef, (weights,), bins, rows, self.dtype)
-
-        shards = 1 if self.mesh is None else shard_count(self.mesh)
+        shared = shared_prefix(ids) if architecture.shares_prefixes(self.model.cfg) else 0
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+            graphdef, weights = nnx.split(self.model)
+            if shared >= SHARED:
+                prefix = np.zeros(-(-shared // PREFIX) * PREFIX, np.int32)
+                prefix[:shared] = ids[0][:shared]
+                model = nnx.merge(graphdef, weights)  # a copy of the model, not of its weights
+                model.prefix = read_prefix(graphdef, weights, prefix, np.int32(shared), self.dtype)
+                graphdef, weights = nnx.split(model)
+                ids = [text[shared:] for text in ids]
+
+            def run(bins, rows):
+                if self.mesh is not None:
+                    layout = batch_shardings(bins, self.mesh, lambda x: 1 if x.ndim == 3 else None)
+                    bins = jax.device_put(bins, layout)
+                return embed(graphdef, (weights,), bins, rows, self.dtype)
+
+            shards = 1 if self.mesh is None else shard_count(self.mesh)
             return encode_tokens(run, ids, self.model.cfg.dim, shards, self.dtype == jnp.float32, tell)
 
     def attending(self, window: int | None, rope_theta: float) -> "Encoder":
@@ -211,6 +221,23 @@ class Encoder:
 
 def silent(which: np.ndarray) -> None:
     """For whom progress does not matter."""
+
+
+def shared_prefix(ids: Sequence[np.ndarray]) -> int:
+    """How many tokens all texts begin with, where there are several; each keeps at least one of its own."""
+    if len(ids) < 2:
+        return 0
+    shared = min(map(len, ids)) - 1
+    for text in ids:
+        other = np.flatnonzero(text[:shared] != ids[0][:shared])
+        shared = int(other[0]) if len(other) else shared
+    return shared
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def read_prefix(graphdef, weights: nnx.State, tokens_P: jax.Array, used: jax.Array, dtype: jnp.dtype) -> Prefix:
+    """What a decoder keeps of tokens that all texts begin with."""
+    return nnx.merge(graphdef, weights).read_prefix(tokens_P, used, dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))

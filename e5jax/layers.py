@@ -1,6 +1,6 @@
 """What every transformer here is made of: dropout by token, LayerNorm, the scan over stacked layers.
 
-Shapes: T tokens of a bin, D model.
+Shapes: T tokens of a bin, N of them that are read, D model.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from e5jax.projection import KEPT
+from e5jax.projection import KEEP_NAMED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,19 +33,32 @@ def drop_tokens(x: jax.Array, rate: float, keys_T: jax.Array) -> jax.Array:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def droppers(rates: Dropout, keys_T: jax.Array | None, layer: jax.Array | int) -> tuple[Callable, Callable]:
-    """-> (adapters, hidden): `f(x, i)` drops at the layer's i-th site of that kind. `keys_T` None: no dropout."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Dropout inside one layer."""
 
-    def at(rate, first):
-        def drop(x, site):
-            if keys_T is None or rate == 0:
-                return x
-            fold = jax.vmap(lambda key: jax.random.fold_in(key, 2 * SITES * layer + first + site))
-            return drop_tokens(x, rate, fold(keys_T))
+    rates: Dropout
+    keys_T: jax.Array | None
+    """One key a token; None: no dropout."""
+    layer: jax.Array | int
 
-        return drop
+    def adapters(self, x: jax.Array, site: int) -> jax.Array:
+        """What the adapters see of the layer's `site`-th input."""
+        return self._drop(x, self.rates.adapters, site)
 
-    return at(rates.adapters, 0), at(rates.hidden, SITES)
+    def hidden(self, x: jax.Array, site: int) -> jax.Array:
+        """What the `site`-th sublayer hands on."""
+        return self._drop(x, self.rates.hidden, SITES + site)
+
+    def at(self, read_N: jax.Array) -> "Noise":
+        """Of these tokens alone."""
+        return dataclasses.replace(self, keys_T=None if self.keys_T is None else self.keys_T[read_N])
+
+    def _drop(self, x, rate, site):
+        if self.keys_T is None or rate == 0:
+            return x
+        keys_T = jax.vmap(lambda key: jax.random.fold_in(key, 2 * SITES * self.layer + site))(self.keys_T)
+        return drop_tokens(x, rate, keys_T)
 
 
 class LayerNorm(nnx.Module):
@@ -73,17 +86,30 @@ def stacked(make: Callable[[nnx.Rngs], nnx.Module], layers: int, *, rngs: nnx.Rn
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), layers))
 
 
-def scan(apply: Callable, blocks: nnx.Module, layers: int, x_TD: jax.Array, remat: bool) -> jax.Array:
-    """`apply(block, x_TD, index) -> x_TD`, layer after layer.
+def layer_of(blocks: nnx.Module, index: jax.Array | int) -> nnx.Module:
+    """One of the stacked layers."""
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, index, keepdims=False), blocks)
 
-    For the backward pass a layer keeps the results of its products and recomputes the rest, which is cheap; with
-    `remat` it keeps its input alone.
+
+def scan(
+    apply: Callable, blocks: nnx.Module, layers: int, x_TD: jax.Array, remat: bool, read_N: jax.Array | None
+) -> jax.Array:
+    """`apply(block, x_TD, index, read_N) -> x_TD`, layer after layer -> [T, D], or [N, D] of the tokens `read_N`.
+
+    Only the last layer is told which tokens are read. For the backward pass a layer keeps the results of its products
+    and recomputes the rest, which is cheap; with `remat` it keeps its input alone.
     """
+    policy = jax.checkpoint_policies.nothing_saveable if remat else KEEP_NAMED
 
-    def layer(x_TD, block_and_index):
-        return apply(block_and_index[0], x_TD, block_and_index[1]), None
+    # Weights are looked up rather than scanned over: a scan over all but the last would copy them first.
+    def layer(x_TD, index, read_N):
+        return apply(layer_of(blocks, index), x_TD, index, read_N)
 
-    policies = jax.checkpoint_policies
-    policy = policies.nothing_saveable if remat else policies.save_only_these_names(KEPT)
-    layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
-    return jax.lax.scan(layer, x_TD, (blocks, jnp.arange(layers)))[0]
+    def body(x_TD, index):
+        return jax.checkpoint(layer, prevent_cse=False, policy=policy)(x_TD, index, None), None
+
+    if read_N is None:
+        return jax.lax.scan(body, x_TD, jnp.arange(layers))[0]
+    if layers > 1:
+        x_TD, _ = jax.lax.scan(body, x_TD, jnp.arange(layers - 1))
+    return jax.checkpoint(layer, policy=policy)(x_TD, layers - 1, read_N)

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from e5jax.errors import UserError
-from e5jax.projection import KEPT, Projection, dot
+from e5jax.projection import Projection, dot
 
 
 class Adapter(nnx.Module):
@@ -33,8 +32,8 @@ class Adapter(nnx.Module):
         self.a = nnx.LoRAParam(a, axes=(*axes[:n], "rank"))
         self.b = nnx.LoRAParam(jnp.zeros((rank, *shape[n:])), axes=("rank", *axes[n:]))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        low = checkpoint_name(dot(self.down, self.a.axes, x, self.a[...]), KEPT)
+    def widened(self, low: jax.Array) -> jax.Array:
+        """scale · (x A) B, given x A."""
         return self.scale * dot(self.up, self.b.axes, low, self.b[...])
 
     def delta(self) -> jax.Array:

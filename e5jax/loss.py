@@ -45,17 +45,19 @@ def encode(
             keys_T = jax.vmap(lambda text, position: fold(fold(key, text), position))(
                 texts_N[segments_T - 1], positions_T
             )
-        x_TD = model(
+        read_N = model.pooling.read(positions_T, last_N)
+        x = model(
             tokens_T,
             positions_T,
             segments_T,
             rows,
+            read_N=read_N,
             dtype=dtype,
             remat=remat,
             dropout=dropout,
             dropout_keys_T=keys_T,
         )
-        return unit(model.pooling(x_TD, positions_T, segments_T, last_N))
+        return unit(x if read_N is not None else model.pooling(x, positions_T, segments_T, last_N))
 
     def one_chunk(leaves, key, arrays):
         model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))

@@ -37,12 +37,15 @@ class Pooling(nnx.Module):
         self.kind = kind
         self.latent = LatentAttention(dim, rngs=rngs) if kind == "latent" else nnx.data(None)
 
+    def read(self, positions_T: jax.Array, last_N: jax.Array) -> jax.Array | None:
+        """The one token of each text whose state is its vector -> [N]; None where all tokens count."""
+        tokens = {"last": lambda: last_N, "cls": lambda: last_N - positions_T[last_N]}
+        return tokens[self.kind]() if self.kind in tokens else None
+
     def __call__(self, x_TD: jax.Array, positions_T: jax.Array, segments_T: jax.Array, last_N: jax.Array) -> jax.Array:
         """-> [N, D]; what an empty slot gets has no meaning."""
-        if self.kind == "last":
-            return x_TD[last_N]
-        if self.kind == "cls":
-            return x_TD[last_N - positions_T[last_N]]
+        if (read_N := self.read(positions_T, last_N)) is not None:
+            return x_TD[read_N]
         if self.kind == "latent":
             x_TD = self.latent(x_TD)
         weights_T = positions_T + 1.0 if self.kind == "weighted_mean" else jnp.ones(len(x_TD), jnp.float32)

@@ -6,6 +6,7 @@ H head size, F hidden size of the MLP, r rank of an adapter.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from e5jax.sharding import gathered
 
 KEPT = "product"
 """Name of what the backward pass keeps where it recomputes only what is cheap."""
+KEEP_NAMED = jax.checkpoint_policies.save_only_these_names(KEPT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -88,9 +90,29 @@ class Projection(nnx.Module):
         self.adapter = nnx.data(None)
 
     def __call__(self, x: jax.Array, x_adapter: jax.Array) -> jax.Array:
-        """`x_adapter` is what the adapter sees: x, with dropout while training."""
+        """See `projected`."""
+        return projected([self], x, x_adapter)[0]
+
+    def plain(self, x: jax.Array) -> jax.Array:
+        """Without the adapter."""
         w = self.w[...]
         y = dot(self.eq, self.w.axes, x, w)
-        if self.b is not None:
-            y += self.b[...].astype(x.dtype).reshape(w.shape[self.inputs :])
-        return checkpoint_name(y if self.adapter is None else y + self.adapter(x_adapter), KEPT)
+        return y if self.b is None else y + self.b[...].astype(x.dtype).reshape(w.shape[self.inputs :])
+
+
+def projected(projections: Sequence[Projection], x: jax.Array, x_adapters: jax.Array) -> list[jax.Array]:
+    """What projections make of one input; `x_adapters` is what their adapters see: x, with dropout while training.
+
+    The adapters' first products are one product: alone they are too narrow to keep any device busy.
+    """
+    adapters = [p.adapter for p in projections if p.adapter is not None]
+    lows = iter(())
+    if adapters:
+        a = jnp.concatenate([adapter.a[...] for adapter in adapters], axis=-1)
+        low = checkpoint_name(dot(adapters[0].down, adapters[0].a.axes, x_adapters, a), KEPT)
+        lows = iter(jnp.split(low, len(adapters), axis=-1))
+    outputs = []
+    for p in projections:
+        y = p.plain(x)
+        outputs.append(checkpoint_name(y if p.adapter is None else y + p.adapter.widened(next(lows)), KEPT))
+    return outputs

@@ -41,7 +41,7 @@ def test_a_token_of_a_one_layer_decoder_depends_on_the_window_and_on_nothing_els
     tokens, positions, segments = np.arange(T), np.arange(T), np.ones(T, int)
 
     def states(embed):
-        options = dict(dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
+        options = dict(read_N=None, dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
         return nnx.merge(graphdef, embed, rest)(tokens, positions, segments, ((T, 1),), **options)
 
     (slopes_TDVD,) = jax.tree.leaves(tiny.jit(jax.jacrev(states))(embed))
@@ -80,7 +80,7 @@ def test_rows_of_one_width_or_of_two_give_what_each_text_alone_gives(causal, win
             segments[offset : offset + n] = number
             for bin_, x in zip((q, k, v), text, strict=True):
                 bin_[offset : offset + n] = x
-        out = tiny.jit(attend, static_argnums=(4, 5, 6))(q, k, v, segments, rows, causal, window)
+        out = tiny.jit(attend, static_argnums=(4, 6, 7))(q, k, v, segments, rows, None, causal, window)
         for want, offset, n in zip(expected, offsets, lengths, strict=True):
             np.testing.assert_allclose(out[offset : offset + n], want, atol=1e-5, rtol=0)
         assert np.isfinite(out).all()
@@ -88,7 +88,7 @@ def test_rows_of_one_width_or_of_two_give_what_each_text_alone_gives(causal, win
 
 def test_padding_is_finite_forward_and_backward_in_a_row_without_text():
     def total(x, segments):
-        return attend(x, x[:, :2], x[:, :2], segments, ((8, 2),), True, 3).sum()
+        return attend(x, x[:, :2], x[:, :2], segments, ((8, 2),), None, True, 3).sum()
 
     x = jax.random.normal(jax.random.key(0), (16, 6, 10))
     value, slope = tiny.jit(jax.value_and_grad(total))(x, np.array([1] * 5 + [0] * 11))
@@ -104,7 +104,7 @@ def test_wide_rows_in_turns_of_a_few_queries_are_the_same_as_at_once(causal, win
     segments = np.repeat([1, 2, 0, 1, 0], [9, 14, 9, 30, 2])  # two rows of 32
 
     def outputs(q):
-        return attend(q, k, v, segments, ((32, 2),), causal, window)
+        return attend(q, k, v, segments, ((32, 2),), None, causal, window)
 
     at_once, slope = outputs(q), jax.grad(lambda q: (outputs(q) ** 2).sum())(q)
     monkeypatch.setattr(attention, "DENSE", 8)

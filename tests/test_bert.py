@@ -54,7 +54,7 @@ def pair(request, tmp_path_factory):
 
 @functools.partial(tiny.jit, static_argnums=4)
 def run(model, tokens_T, positions_T, segments_T, rows):
-    options = dict(dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
+    options = dict(read_N=None, dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
     return model(tokens_T, positions_T, segments_T, rows, **options)
 
 

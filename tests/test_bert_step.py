@@ -8,7 +8,7 @@ from flax import nnx
 
 from e5jax import architecture, hf, lora, loss, peft_format
 from e5jax.bert import PROJECTIONS
-from e5jax.layers import Dropout, droppers
+from e5jax.layers import Dropout, Noise
 from e5jax.packing import BinShape
 from e5jax.sharding import batch_shardings, make_mesh, shard_count, shardings
 from tests import tiny, tiny_bert
@@ -118,14 +118,14 @@ def test_dropout_of_hidden_states_is_a_text_s_own_and_its_key_s(make):
 
 @pytest.mark.parametrize(("name", "make"), [("bert", tiny_bert.encoder), ("decoder", tiny.decoder)])
 def test_embeddings_attention_and_mlp_each_have_their_place_of_dropout(name, make, monkeypatch):
-    seen = set()
+    seen, layers = set(), make().cfg.layers
 
-    def recorded(rates, keys_T, layer):
-        adapters, hidden = droppers(rates, keys_T, layer)
-        place = "embeddings" if isinstance(layer, int) else "layer"
-        return adapters, lambda x, site: (seen.add((place, site)), hidden(x, site))[1]
+    class Recorded(Noise):
+        def hidden(self, x, site):
+            seen.add(("embeddings" if isinstance(self.layer, int) and self.layer == layers else "layer", site))
+            return super().hidden(x, site)
 
-    monkeypatch.setattr(f"e5jax.{name}.droppers", recorded)
+    monkeypatch.setattr(f"e5jax.{name}.Noise", Recorded)
     bins, _ = tiny.pack([text % 100 + 1 for text in TEXTS], SHAPE)
     rates = Dropout(adapters=0.0, hidden=0.2)
     jax.eval_shape(lambda: tiny.encode(make(), bins, SHAPE, dropout=rates, dropout_key=jax.random.key(0)))
@@ -135,11 +135,11 @@ def test_embeddings_attention_and_mlp_each_have_their_place_of_dropout(name, mak
 def test_dropout_keeps_the_mean_and_drops_at_its_rate():
     keys_T = jax.random.split(jax.random.key(0), 4_000)
     x = jnp.ones((4_000, 8), jnp.bfloat16)
-    adapters, hidden = droppers(Dropout(adapters=0.0, hidden=0.25), keys_T, 0)
-    assert adapters(x, 0) is x
-    masks = [np.asarray(hidden(x, site), np.float32) for site in (0, 1)]
+    noise = Noise(rates=Dropout(adapters=0.0, hidden=0.25), keys_T=keys_T, layer=0)
+    assert noise.adapters(x, 0) is x
+    masks = [np.asarray(noise.hidden(x, site), np.float32) for site in (0, 1)]
     both = Dropout(adapters=0.25, hidden=0.25)
-    masks += [np.asarray(droppers(both, keys_T, layer)[0](x, 0), np.float32) for layer in (0, 1)]
+    masks += [np.asarray(Noise(rates=both, keys_T=keys_T, layer=layer).adapters(x, 0), np.float32) for layer in (0, 1)]
     for mask in masks:
         assert mask.mean() == pytest.approx(1, abs=0.02) and (mask == 0).mean() == pytest.approx(0.25, abs=0.01)
     for i, mask in enumerate(masks):  # sites, kinds and layers draw anew

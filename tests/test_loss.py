@@ -119,7 +119,8 @@ def one_at_a_time(model, texts, rate=0.0, key=None):
         tokens, length, number = args
         at = jnp.arange(len(tokens))
         keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, number), i))(at)
-        options = dict(dtype=jnp.float32, remat=False, dropout=Dropout(adapters=rate, hidden=0.0), dropout_keys_T=keys)
+        noise = dict(dropout=Dropout(adapters=rate, hidden=0.0), dropout_keys_T=keys)
+        options = dict(read_N=None, dtype=jnp.float32, remat=False, **noise)
         states = model(tokens, at, (at < length).astype(int), ((len(tokens), 1),), **options)
         return unit(states[length - 1])
 
@@ -211,7 +212,7 @@ def test_masks_differ_by_token_layer_input_and_step(model, monkeypatch):
 
     monkeypatch.setattr(layers, "drop_tokens", spy)
     tokens, at, segments = np.full(8, 5), np.arange(8), np.ones(8, int)
-    options = dict(dtype=jnp.float32, remat=False, dropout=Dropout(adapters=0.5, hidden=0.0))
+    options = dict(read_N=None, dtype=jnp.float32, remat=False, dropout=Dropout(adapters=0.5, hidden=0.0))
     run = tiny.jit(lambda keys_T: model(tokens, at, segments, ((8, 1),), dropout_keys_T=keys_T, **options))
     for step in (0, 1):
         run(jax.random.split(jax.random.fold_in(jax.random.key(0), step), 8))

@@ -103,6 +103,7 @@ def states_of_ours(model):
             positions,
             segments,
             ROWS,
+            read_N=None,
             dtype=jnp.float32,
             remat=False,
             dropout=NO_DROPOUT,

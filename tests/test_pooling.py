@@ -188,7 +188,7 @@ def states(model, texts):
     """All texts in one bin -> the states of each."""
     bins, vector = tiny.pack(texts, SHAPE)
     arrays = (x[0, 0] for x in (bins.tokens_CST, bins.positions_CST, bins.segments_CST))
-    options = dict(dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
+    options = dict(read_N=None, dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
     x_TD = np.asarray(tiny.jit(lambda model, *a: model(*a, SHAPE.rows, **options))(model, *arrays))
     stops = bins.last_CSN[0, 0, vector] + 1
     return [x_TD[stop - len(text) : stop] for text, stop in zip(texts, stops, strict=True)]

@@ -91,7 +91,8 @@ def test_a_weight_used_under_remat_scan_and_vmap_has_its_gradient():
 
 # The training step
 
-SHAPE = BinShape(chunks=2, shards=2, rows=((16, 1), (9, 3)), slots=5)
+# Three shards, so that the gradient of grouped adapters, [shards, 24, 2 x 5], is not of k's shape, [24, 2, 10].
+SHAPE = BinShape(chunks=2, shards=3, rows=((16, 1), (9, 3)), slots=5)
 TEXTS = tiny.texts((13, 3, 9, 8, 16, 5, 7, 6))
 
 

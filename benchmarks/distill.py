@@ -22,6 +22,7 @@ import tyro
 from benchmarks.finetune import minilm_folder
 from benchmarks.finetune_data import good, heldout
 from benchmarks.matryoshka import train
+from e5jax.command import exit_code
 from e5jax.errors import UserError
 from e5jax.records import Source
 from e5jax.vectors import Kept
@@ -92,9 +93,8 @@ def report(found: dict[str, dict[str, float]], speed: dict[str, float]) -> str:
     return "\n".join([*lines, "", *(f"- {aim}: {'yes' if yes else 'no'}" for aim, yes in met.items())]) + "\n"
 
 
-def main() -> int:
+def run(config: DistillBenchmark) -> None:
     """Train, measure, print and write the table."""
-    config = tyro.cli(DistillBenchmark, prog="python -m benchmarks.distill")
     if "E5JAX_DATA" not in os.environ:
         raise UserError("E5JAX_DATA must name the folder of real data")
     folder, base = Path(config.folder), config.model or minilm_folder()
@@ -107,8 +107,7 @@ def main() -> int:
     (folder / "distill.json").write_text(json.dumps({"scores": found, "texts_a_second": speed}, indent=1) + "\n")
     (folder / "distill.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(lambda: run(tyro.cli(DistillBenchmark, prog="python -m benchmarks.distill"))))

@@ -174,34 +174,28 @@ def prepare(benchmark: FinetuneBenchmark, folder: Path) -> tuple[TrainConfig, Or
     return config, order
 
 
-def main() -> int:
-    """Run what is not done yet, print and write the table."""
-    benchmark = tyro.cli(FinetuneBenchmark, prog="python -m benchmarks.finetune")
+def run(benchmark: FinetuneBenchmark) -> None:
+    """Do what is not done yet, print and write the table."""
     folder = Path(benchmark.folder).expanduser().resolve()
     if hasattr(os, "sched_setaffinity"):  # both libraries take a thread for every core they may run on
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: benchmark.threads])
     os.environ["MINILM"] = base = benchmark.model or minilm_folder()
-    try:
-        config, order = prepare(benchmark, folder)
-        sides = {name: train_peer(config, folder, name, order) for name in benchmark.peers}
-        sides = {"e5jax": train_ours(config, benchmark, folder), **sides}
-        scores = {
-            "before": evaluate(folder, "before", base),
-            "e5jax": evaluate(folder, "ours", str(folder / "ours")),
-        }
-        for name in benchmark.peers:
-            scores[name] = evaluate(folder, name, str(folder / name / "model"))
-    except (UserError, FailedError) as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+    config, order = prepare(benchmark, folder)
+    sides = {"e5jax": train_ours(config, benchmark, folder)}
+    scores = {
+        "before": evaluate(folder, "before", base),
+        "e5jax": evaluate(folder, "ours", str(folder / "ours")),
+    }
+    for name in benchmark.peers:
+        sides[name] = train_peer(config, folder, name, order)
+        scores[name] = evaluate(folder, name, str(folder / name / "model"))
     compared = {name: verdicts(scores, sides, name) for name in benchmark.peers}
     report = table(scores, sides, order, config.batch_size, config.data.max_length)
     facts = {"scores": scores, "sides": {name: dataclasses.asdict(s) for name, s in sides.items()}}
     files.write_json(folder / "finetune.json", {**facts, "compared": compared, "order": dataclasses.asdict(order)})
     (folder / "finetune.md").write_text(report, encoding="utf-8")
     print(f"\n{report}\n" + json.dumps(compared, indent=1, ensure_ascii=False))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.exit_code(lambda: run(tyro.cli(FinetuneBenchmark, prog="python -m benchmarks.finetune"))))

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from e5jax.command import exit_code
 from e5jax.errors import FailedError, UserError
 from e5jax.vectors import Kept
 
@@ -128,9 +129,8 @@ def train(config: str, workdir: Path, model: str, more: Sequence[str]) -> None:
         raise FailedError(f"{' '.join(argv)} failed")
 
 
-def main() -> int:
+def run(config: MatryoshkaBenchmark) -> None:
     """Train twice, measure, print and write the table."""
-    config = tyro.cli(MatryoshkaBenchmark, prog="python -m benchmarks.matryoshka")
     if "E5JAX_DATA" not in os.environ:
         raise UserError("E5JAX_DATA must name the folder of real data")
     if config.claimed not in config.dims:
@@ -149,8 +149,7 @@ def main() -> int:
     (folder / "matryoshka.json").write_text(json.dumps(scores, indent=1) + "\n")
     (folder / "matryoshka.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(lambda: run(tyro.cli(MatryoshkaBenchmark, prog="python -m benchmarks.matryoshka"))))

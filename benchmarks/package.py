@@ -20,6 +20,7 @@ from pathlib import Path
 import tyro
 
 from benchmarks import measured
+from e5jax.command import exit_code
 from e5jax.errors import UserError
 from e5jax.synthetic import dataset, task_types
 
@@ -166,9 +167,8 @@ class Memory(threading.Thread):
             time.sleep(0.1)
 
 
-def main() -> int:
+def run(config: PackageBenchmark) -> None:
     """Write the ledger where there is none, package it, print the figures."""
-    config = tyro.cli(PackageBenchmark, prog="python -m benchmarks.package")
     if "E5JAX_DATA" not in os.environ:
         raise UserError("E5JAX_DATA must name the folder of real data")
     folder = Path(config.folder)
@@ -198,8 +198,7 @@ def main() -> int:
         ),
     )
     print(f"{time.perf_counter() - start:8.1f} s  {memory.most / 1e6:7.0f} MB  {built}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(lambda: run(tyro.cli(PackageBenchmark, prog="python -m benchmarks.package"))))

@@ -25,14 +25,16 @@ from e5jax.errors import FailedError, UserError
 def main(
     work: Callable[[Any], object], config_type: type, prog: str, argv: Sequence[str] | None, *, needs_file: bool
 ) -> int:
-    """Parse `argv` (None: the command line) and run `work(config)`.
-
-    -> 0, 2 (the user can mend it), 1 (it failed) or 130 (Ctrl-C).
-    """
+    """Parse `argv` (None: the command line) and run `work(config)` -> `exit_code` of it."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("e5jax").setLevel(logging.INFO)
+    return exit_code(lambda: work(parse(sys.argv[1:] if argv is None else argv, prog, config_type, needs_file)))
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Run `work` -> 0, 2 (the user can mend it), 1 (it failed) or 130 (Ctrl-C), said without a traceback."""
     try:
-        work(parse(sys.argv[1:] if argv is None else argv, prog, config_type, needs_file))
+        work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

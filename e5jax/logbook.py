@@ -13,6 +13,8 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from e5jax.pictures import pyplot, save
+
 
 class Logbook:
     """Rows go to metrics.jsonl, TensorBoard and, if wanted, Weights & Biases."""
@@ -106,11 +108,7 @@ class Progress:
 
 def draw_curves(rows: list[dict], baselines: dict[str, float], path: Path) -> None:
     """Loss, held-out nDCG@10 beside BM25, and speed over the steps, in one picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     train = [row for row in rows if "loss" in row]
     evals = [row for row in rows if any(key.startswith("eval/") for key in row)]
     panels = 3 if evals else 2
@@ -151,9 +149,7 @@ def draw_curves(rows: list[dict], baselines: dict[str, float], path: Path) -> No
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, axes, path)
 
 
 def _smooth(values, decay):

@@ -42,7 +42,7 @@ def draw_scores(
 
 
 def _draw_bars(scores, metrics, paper, path) -> None:
-    plt = _pyplot()
+    plt = pyplot()
     tasks, models = list(metrics), list(scores)
     columns = -(-len(tasks) // TASKS_A_COLUMN)
     rows = -(-len(tasks) // columns)
@@ -77,11 +77,11 @@ def _draw_bars(scores, metrics, paper, path) -> None:
         axis.set_xlabel(metrics[tasks[0]] if shared else "main score (each task's metric in brackets)", fontsize=9)
     figure.suptitle(f"Main score of {_count(len(tasks), 'task')}, {_count(len(models), 'model')}", fontsize=11)
     figure.legend(*_legend(axes[0]), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    _save(figure, axes[0], path)
+    save(figure, axes[0], path)
 
 
 def _draw_lines(run, steps, others, metrics, path) -> None:
-    plt = _pyplot()
+    plt = pyplot()
     tasks = [task for task in metrics if any(task in row for row in steps.values())]
     whole = [task for task in tasks if all(task in row for row in steps.values())]
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
@@ -108,7 +108,7 @@ def _draw_lines(run, steps, others, metrics, path) -> None:
         axis.set_ylim(bottom=0)
     axis.legend(*_legend([axis]), loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
-    _save(figure, [axis], path)
+    save(figure, [axis], path)
 
 
 def draw_intervals(
@@ -119,7 +119,7 @@ def draw_intervals(
     path: Path,
 ) -> None:
     """A dot a difference with its interval, around zero; hollow where the interval contains 0, grey without one."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(7.5, 1.7 + 0.24 * len(names)), layout="constrained")
     # whether 0 lies inside -> (words, how it is drawn)
     looks = {
@@ -141,14 +141,14 @@ def draw_intervals(
     axis.set_title(title, fontsize=10)
     axis.grid(axis="x", alpha=0.3)
     figure.legend(*_legend([axis]), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    _save(figure, [axis], path)
+    save(figure, [axis], path)
 
 
 def draw_lengths(
     measured: Mapping[str, Mapping[int, float]], published: Mapping[str, Mapping[int, float]], path: Path
 ) -> None:
     """Passkey accuracy by tokens of a document: {label: {length: 0..1}}, in front of {label: {length: percent}}."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
     for number, (label, line) in enumerate(measured.items()):
         percent = [100 * value for value in line.values()]
@@ -167,10 +167,11 @@ def draw_lengths(
     axis.set_title("Personalised passkey retrieval: 50 queries, 100 documents", fontsize=11)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
-    _save(figure, [axis], path)
+    save(figure, [axis], path)
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib, for files alone; imported where a picture is drawn, since it takes a second."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -197,8 +198,9 @@ def _legend(axes) -> tuple[list, list[str]]:
     return [found[label] for label in labels], labels
 
 
-def _save(figure, axes, path: Path) -> None:
+def save(figure, axes, path: Path) -> None:
+    """Write a figure and let go of it. No version of matplotlib goes in: the same figures make the same file."""
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    _pyplot().close(figure)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    pyplot().close(figure)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e5jax.pictures import COLORS
+from e5jax.pictures import COLORS, pyplot, save
 
 
 LANGUAGES = 20
@@ -30,7 +30,7 @@ def draw_languages(ours: Mapping[str, float], paper: Mapping[str, float], path: 
 
 
 def _draw_shares(ours, paper, title: str, path: Path, whole: float | None = None) -> None:
-    plt = _pyplot()
+    plt = pyplot()
     total, whole = sum(ours.values()), whole or sum(paper.values()) or 1  # the paper has none of a grounded set
     figure, axis = plt.subplots(figsize=(7.5, 1.3 + 0.26 * len(ours)), layout="constrained")
     shares = [100 * value / total for value in ours.values()]
@@ -49,7 +49,7 @@ def _draw_shares(ours, paper, title: str, path: Path, whole: float | None = None
 
 def draw_lengths(measured: Mapping[str, Mapping[str, Sequence[int]]], unit: str, path: Path) -> None:
     """A row a type and part: median, middle half and 5 to 95 %, on a logarithmic axis."""
-    plt = _pyplot()
+    plt = pyplot()
     rows = [(kind, part, values) for kind, parts in measured.items() for part, values in parts.items()]
     places, y = [], 0.0
     for i, (kind, *_) in enumerate(rows):
@@ -78,7 +78,7 @@ def draw_lengths(measured: Mapping[str, Mapping[str, Sequence[int]]], unit: str,
 
 def draw_rejections(rejected: Mapping[str, Mapping[str, int]], kept: int, path: Path) -> None:
     """Stacked bars: answers by reason, a colour a task type; `kept`: those that passed."""
-    plt = _pyplot()
+    plt = pyplot()
     kinds = sorted({kind for by in rejected.values() for kind in by})
     figure, axis = plt.subplots(figsize=(7.5, 1.6 + 0.26 * len(rejected)), layout="constrained")
     at, left = np.arange(len(rejected)), np.zeros(len(rejected))
@@ -104,18 +104,6 @@ def _finish(figure, axis, title: str, path: Path) -> None:
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
     handles = {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    # No date and no version of matplotlib: the same dataset has the same pictures.
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    _pyplot().close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    save(figure, [axis], path)

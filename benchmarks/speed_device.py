@@ -1,0 +1,223 @@
+"""The rows at 7B on a GPU or TPU: random bf16 weights, 2,048 triples of MS-MARCO-like lengths, all devices as one.
+
+The base is copied to every device where one holds it, else split over them (fsdp). A schedule that does not fit the
+memory is left out and named.
+"""
+
+import dataclasses
+import functools
+import statistics
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks import speed_data, speed_flops
+from benchmarks.speed_ours import OPTIMIZER, TEMPERATURE, to_batch
+from benchmarks.speed_rows import Row, absent, measured
+from benchmarks.speed_worker import timed
+from e5jax import architecture, encoder
+from e5jax.command import load_config
+from e5jax.config import FromScratch, LoraConfig
+from e5jax.decoder import DecoderConfig
+from e5jax.errors import FailedError
+from e5jax.flops import peak_flops, train_flops_per_token
+from e5jax.formats import PAPER
+from e5jax.layers import NO_DROPOUT
+from e5jax.optim import adamw, learning_rate
+from e5jax.packing import choose_shape, place
+from e5jax.sharding import make_mesh, replicated, shard_count
+from e5jax.step import init_state, make_step, place_model
+from e5jax.train import to_devices, with_targets
+
+
+CONFIG = Path(__file__).parents[1] / "configs" / "e5_mistral_7b.py"
+GRADCACHE = "GradCache, 12k tokens at once"
+# name -> (tokens of a chunk on a device, None: all of them; whether layers are recomputed in a chunk's backward pass)
+SCHEDULES = {
+    "one chunk, layers recomputed": (None, True),
+    GRADCACHE: (12_288, False),
+    "GradCache, 64k tokens at once, layers recomputed": (65_536, True),
+}
+KEPT_TOKENS = (32_768, 16_384)  # of G3; the second where the first does not fit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Took:
+    """What a step of one schedule took."""
+
+    seconds: list[float]
+    tokens: int
+    flops: float
+    compile_seconds: float
+
+
+class Device:
+    """A model with random weights on all devices of this process."""
+
+    def __init__(self, cfg: DecoderConfig, triples: int, rounds: int, replicate: bool):
+        self.cfg, self.triples, self.rounds = cfg, triples, rounds
+        self.name = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+        self.mesh = make_mesh((-1, 1, 1) if replicate else (1, -1, 1))
+        config = dataclasses.replace(
+            load_config(str(CONFIG)),
+            model=FromScratch(architecture=cfg, dtype="bfloat16"),
+            lora=LoraConfig(dropout=0.0),
+        )
+        with jax.set_mesh(self.mesh):
+            self.model = place_model(with_targets(config, cfg), cfg, None, self.mesh)
+        self.peak = peak_flops(jax.devices(), jnp.bfloat16)
+
+    def step(self, triples: int, chunk_tokens: int | None, remat: bool) -> Took:
+        """Compile a step and take some. Raises FailedError where it does not fit the memory."""
+        rng, shards = np.random.default_rng(0), shard_count(self.mesh)
+        sample = [speed_data.marco_lengths(triples, 512, 512, rng) for _ in range(12)]
+        lengths = [np.concatenate(columns) for columns in sample]
+        tokens = int(lengths[0].sum())
+        chunks = 1 if chunk_tokens is None else max(2, round(tokens / shards / chunk_tokens))
+        shape = choose_shape(lengths, shards, chunks, 0.25, (512, 128))
+        placement = place(lengths[0], shape)
+        draw = lambda column: [rng.integers(3, self.cfg.vocab_size, length).tolist() for length in column]
+        texts = speed_data.Triples(
+            **dict(zip(("queries", "positives", "negatives"), map(draw, sample[0]), strict=True))
+        )
+        optimizer = adamw(learning_rate(1e-5, 0, 10_000), **OPTIMIZER)
+        step = make_step(
+            self.model.graphdef,
+            optimizer,
+            shape.rows,
+            temperature=TEMPERATURE,
+            matryoshka=(),
+            distill=None,
+            dtype=jnp.bfloat16,
+            remat=remat,
+            dropout=NO_DROPOUT,
+            seed=0,
+        )
+        with jax.set_mesh(self.mesh), _memory_asked():
+            batch = to_devices(to_batch(texts, placement, shape), mesh=self.mesh)
+            state, layout = init_state(jax.tree.map(jnp.copy, self.model.params), optimizer, self.mesh)
+            out = layout, replicated(self.mesh)
+            jitted = jax.jit(functools.partial(step, None), donate_argnums=0, out_shardings=out)
+            traced = jitted.trace(state, self.model.frozen, batch)
+            compiled = []
+            compile_seconds = timed(lambda: compiled.append(traced.lower().compile()))
+            held = [state]
+
+            def turn():
+                held[0], metrics = compiled[0](held[0], self.model.frozen, batch)
+                jax.block_until_ready((held[0], metrics))
+
+            turn()
+            seconds = [timed(turn) for _ in range(self.rounds)]
+        used = placement.chunks_used / shape.chunks
+        flops = speed_flops.executed(traced.jaxpr) * used
+        return Took(seconds=seconds, tokens=tokens, flops=flops, compile_seconds=compile_seconds)
+
+    @functools.cached_property
+    def schedules(self) -> tuple[dict[str, Took], list[str]]:
+        """-> (the schedules that fit, what the others died of)."""
+        fit, died = {}, []
+        for name, (chunk_tokens, remat) in SCHEDULES.items():
+            try:
+                fit[name] = self.step(self.triples, chunk_tokens, remat)
+            except FailedError as error:
+                died.append(f"{name}: {error}")
+        if not fit:
+            raise FailedError("no schedule fits: " + "; ".join(died))
+        return fit, died
+
+    @property
+    def best(self) -> tuple[str, Took]:
+        """The fastest schedule."""
+        return min(self.schedules[0].items(), key=lambda named: statistics.median(named[1].seconds))
+
+
+class _memory_asked:
+    """Out of memory becomes a FailedError."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            raise FailedError(f"does not fit: {str(error).splitlines()[0][:120]}") from error
+
+
+def g1(device: Device) -> Row:
+    """Real tokens a second of the whole step."""
+    name, took = device.best
+    limit = device.peak / (speed_flops.least(device.cfg, took.tokens, 3 * device.triples, passes=2) / took.tokens)
+    others = [f"{n} {statistics.median(t.seconds):.1f} s" for n, t in device.schedules[0].items()]
+    note = "; ".join([f"{name}, {took.tokens:,} tokens, compiled in {took.compile_seconds:.0f} s"] + others)
+    speeds = [took.tokens / seconds for seconds in took.seconds]
+    return measured("G1", device.name, speeds, limit, "; ".join([note, *device.schedules[1]]))
+
+
+def g2(device: Device) -> Row:
+    """Executed matrix FLOP/s over the vendor's peak."""
+    name, took = device.best
+    useful = train_flops_per_token(device.cfg, adapters_only=True) * took.tokens
+    note = f"{name}; of real tokens without recomputation {useful / min(took.seconds) / device.peak:.2f}"
+    return measured("G2", device.name, [took.flops / s / device.peak for s in took.seconds], 1.0, note)
+
+
+def g3(device: Device) -> Row:
+    """A smaller step that keeps its activations."""
+    said = []
+    for tokens in KEPT_TOKENS:
+        try:
+            took = device.step(max(2, tokens * shard_count(device.mesh) // 192), None, False)
+        except FailedError as error:
+            said.append(f"{tokens:,} tokens: {error}")
+            continue
+        limit = device.peak / train_flops_per_token(device.cfg, adapters_only=True)
+        note = "; ".join([f"{took.tokens:,} tokens", *said])
+        return measured("G3", device.name, [took.tokens / s for s in took.seconds], limit, note)
+    raise FailedError("; ".join(said))
+
+
+def g4(device: Device) -> Row:
+    """Seconds of the whole step."""
+    name, took = device.best
+    least = speed_flops.least(device.cfg, took.tokens, 3 * device.triples, passes=2) / device.peak
+    return measured("G4", device.name, took.seconds, least, f"{name}, {took.tokens:,} tokens")
+
+
+def g5(device: Device) -> Row:
+    """What GradCache costs beside the best schedule."""
+    fit, died = device.schedules
+    if GRADCACHE not in fit:
+        return absent("G5", device.name, "; ".join(["not measured", *died]))
+    name, best = device.best
+    times = [mine / statistics.median(best.seconds) for mine in fit[GRADCACHE].seconds]
+    return measured("G5", device.name, times, 1.0, f"beside {name}")
+
+
+def g6(device: Device) -> Row:
+    """Passages of token ids through the Encoder."""
+    rng = np.random.default_rng(0)
+    _, *columns = speed_data.marco_lengths(2 * device.triples, 512, 512, rng)
+    lengths = np.concatenate(columns)
+    ids = [rng.integers(3, device.cfg.vocab_size, length, dtype=np.int32) for length in lengths]
+    graphdef, _ = architecture.abstract(device.cfg, jnp.bfloat16)
+    opened = encoder.Encoder(
+        model=nnx.merge(graphdef, device.model.frozen),
+        tokenizer=None,  # the texts are tokens already
+        max_length=512,
+        dtype=jnp.bfloat16,
+        prompts=PAPER,
+        digest="",
+        mesh=device.mesh if jax.device_count() > 1 else None,
+    )
+    turn = lambda: opened.encode_ids(ids, encoder.silent)
+    first = timed(turn)
+    tokens = int(lengths.sum())
+    limit = device.peak * tokens / speed_flops.least(device.cfg, tokens, len(ids), passes=1)
+    note = f"{tokens:,} tokens in {len(ids):,} passages; the first time {first:.0f} s"
+    return measured("G6", device.name, [tokens / timed(turn) for _ in range(device.rounds)], limit, note)
+
+
+ROWS = {"G1": g1, "G2": g2, "G3": g3, "G4": g4, "G5": g5, "G6": g6}

@@ -34,7 +34,6 @@ from e5jax.sharding import batch_shardings, shard_count
 WIDTHS = (128, 512, 2048, 8192, 32_768)
 BIN_TOKENS = 4096
 SHORTEST = 8  # a text takes at least this much of a row, which bounds the texts a bin can hold
-TYPICAL = 64  # tokens of a text; where all bins hold no more than such texts, they have slots for these alone
 WINDOW = 16_384  # texts sorted and packed together
 AHEAD = 2  # bins a device is given before the vectors of the first are waited for
 SHARED = 8  # tokens that all texts begin with, from which on they are read once
@@ -64,10 +63,13 @@ def _pack_width(texts, lengths, text, shards, small, width):
     _, row = np.unique(row, return_inverse=True)  # rows in use, numbered from 0
     alone = small and shards == 1 and width <= 512 and row.max(initial=0) == 0
     rows_a_bin = 1 if alone else max(1, BIN_TOKENS // width)
+    shape = BinShape(
+        chunks=1,
+        shards=shards,
+        rows=((width, rows_a_bin),),
+        slots=rows_a_bin * width // SHORTEST,
+    )
     bin_, offset = row // rows_a_bin, row % rows_a_bin * width + start
-    fullest = np.bincount(bin_).max()
-    slots = next(n for n in (rows_a_bin * width // size for size in (TYPICAL, SHORTEST)) if n >= fullest)
-    shape = BinShape(chunks=1, shards=shards, rows=((width, rows_a_bin),), slots=slots)
     for first in range(0, int(bin_.max()) + 1, shards):
         here = np.flatnonzero((bin_ >= first) & (bin_ < first + shards))
         here = here[np.lexsort((offset[here], bin_[here]))]

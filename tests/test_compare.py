@@ -160,7 +160,7 @@ def test_many_intervals_come_with_a_warning():
 
 def test_the_picture_tells_clear_from_unclear_by_more_than_colour(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, axes, path: figures.append(figure))
+    monkeypatch.setattr(pictures, "save", lambda figure, axes, path: figures.append(figure))
     pictures.draw_intervals(["a", "b", "c"], [0.1, 0.0, 0.2], [(0.05, 0.15), (-0.1, 0.1), None], "B − A", tmp_path)
     dots = {line.get_label(): line for line in figures[0].axes[0].get_lines()}
     assert dots["clear difference"].get_markerfacecolor() != "white"

@@ -14,6 +14,7 @@ def small(monkeypatch):
     monkeypatch.setattr(growth, "TOKENS", 1024)
 
 
+@pytest.mark.scale
 def test_devices_share_the_work(monkeypatch):
     monkeypatch.setattr(growth, "lengths_of", lambda axis, size: (np.full(64, 16), np.full(64, 48)))
     one, four = growth.measure("devices", 1), growth.measure("devices", 4)

@@ -8,6 +8,7 @@ import pytest
 from e5jax import attention, kernels
 from e5jax.attention import attend
 from e5jax.sharding import make_mesh, over_shards
+from tests import tiny
 
 
 ROWS, N, K, H = ((128, 2), (256, 1)), 4, 2, 128
@@ -40,10 +41,10 @@ def value_and_slopes(causal, window):
         weights = jnp.cos(jnp.arange(out.size)).reshape(out.shape) * (segments > 0)[:, None, None]
         return jnp.sum(out * weights), out
 
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+    return tiny.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
 
 
-@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 40), (True, 300), (False, None), (False, 17)])
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 40), (False, 17)])
 def test_splash_attention_and_its_gradients_are_those_of_plain_attention(causal, window, on_a_tpu):
     (_, out), slopes = value_and_slopes(causal, window)(*inputs())
     assert on_a_tpu == [(2, 128, N, H), (1, 256, N, H)]
@@ -61,7 +62,7 @@ def test_rows_and_heads_that_are_no_multiples_of_the_lanes_go_the_plain_way(widt
     assert kernels.splash_fits(width, head_dim) == fits
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(2, 2, 2)])
 def test_on_a_mesh_the_kernel_is_split_over_shards_and_heads(shape, on_a_tpu):
     mesh = make_mesh(shape)
     shards = shape[0] * shape[1]

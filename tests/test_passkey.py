@@ -128,8 +128,8 @@ def test_the_picture_has_the_paper_s_four_lines_behind_what_was_measured(tmp_pat
     curves = passkey.curves([changed, plain, other])
     assert curves == {"m, window 0, rope_theta 100000": {256: 0.8, 512: 1.0}, "m": {256: 0.2}}
     figures = []
-    save = pictures._save
-    monkeypatch.setattr(pictures, "_save", lambda *args: (figures.append(args[0]), save(*args)))
+    save = pictures.save
+    monkeypatch.setattr(pictures, "save", lambda *args: (figures.append(args[0]), save(*args)))
     passkey.draw(curves, tmp_path / "passkey.png")
     axis = figures[0].axes[0]
     lines = {line.get_label(): line for line in axis.get_lines()}

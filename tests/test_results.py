@@ -239,7 +239,7 @@ def figures(monkeypatch):
         figure.canvas.draw()
         drawn.append(figure)
 
-    monkeypatch.setattr(pictures, "_save", save)
+    monkeypatch.setattr(pictures, "save", save)
     return drawn
 
 

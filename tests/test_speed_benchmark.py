@@ -178,6 +178,7 @@ def test_both_sides_get_the_same_tokens(triples, tmp_path):
             assert flat(bins.tokens_CST)[stop - len(text) : stop].tolist() == text
 
 
+@pytest.mark.scale
 def test_the_merged_step_has_our_loss_and_our_gradients(triples):
     model = tiny.adapted(tiny.decoder(window=None))
     graphdef, params, frozen = nnx.split(model, nnx.LoRAParam, ...)

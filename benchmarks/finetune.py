@@ -103,6 +103,13 @@ def peer_settings(config: TrainConfig, folder: Path, name: str) -> Peer:
     )
 
 
+def write_config(folder: Path) -> Path:
+    """FOLDER/ours.py: the config without what is measured while it trains."""
+    path = folder / "ours.py"
+    path.write_text(OURS.format(path=str(CONFIG)), encoding="utf-8")
+    return path
+
+
 def train_ours(config: TrainConfig, benchmark: FinetuneBenchmark, folder: Path) -> Side:
     """e5jax's run in FOLDER/ours, once."""
     workdir = folder / "ours"
@@ -163,8 +170,7 @@ def minilm_folder() -> str:
 def prepare(benchmark: FinetuneBenchmark, folder: Path) -> tuple[TrainConfig, Order]:
     """The config of both runs, and their batches and held-out tasks in FOLDER, written once."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ours.py").write_text(OURS.format(path=str(CONFIG)), encoding="utf-8")
-    line = ["--config", str(folder / "ours.py"), *shlex.split(benchmark.train)]
+    line = ["--config", str(write_config(folder)), *shlex.split(benchmark.train)]
     config = command.parse(line, "--train", TrainConfig, needs_file=True)
     # In a cache of its own, so that tokenising is part of e5jax's run, as it is of the peer's.
     own_cache = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=str(folder / "order-cache")))

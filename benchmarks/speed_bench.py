@@ -104,7 +104,8 @@ class Bench:
         folder = self.folder / "weights"
         if not (folder / "adapter").is_dir():
             self.texts.tokenizer.save(folder, speed_data.LONGEST)
-            self.peer.ask("write_model", folder=str(folder), sizes=speed_data.MODELS[self.model], seed=0)
+            sizes = {**speed_data.MODELS[self.model], "vocabulary": speed_data.VOCABULARY}
+            self.peer.ask("write_model", folder=str(folder), sizes=sizes, dtype="float32", seed=0)
         return str(folder)
 
     @functools.cached_property
@@ -138,15 +139,15 @@ class Bench:
 
     def our_step(self, batch: str, dtype: str, chunks: int, widths: tuple[int, ...]) -> Case:
         """A step of ours; one chunk keeps its activations."""
-        case = self.ours.case("train", folder=self.weights, batch=batch, dtype=dtype, chunks=chunks, widths=widths)
+        arguments = dict(folder=self.weights, batch=batch, dtype=dtype, chunks=chunks, widths=widths)
+        case = self.ours.case("train", remat=False, **arguments)
         self.compiled[f"step, {Path(batch).stem}, {dtype}, {chunks} chunks"] = case.facts["compile_seconds"]
         return case
 
     def peer_step(self, batch: str, dtype: str, mini_batch: int, budget: int | None) -> Case:
         """A step of the peer."""
-        return self.peer.case(
-            "train", folder=self.weights, batch=batch, dtype=dtype, mini_batch=mini_batch, budget=budget
-        )
+        how = dict(mini_batch=mini_batch, budget=budget, device="cpu", attention="sdpa")
+        return self.peer.case("train", folder=self.weights, batch=batch, dtype=dtype, **how)
 
     def best_peer_step(
         self, batch: str, mini_batches: tuple[int, ...], budgets: tuple[int, ...]

@@ -121,6 +121,12 @@ def marco_lengths(triples: int, longest_query: int, longest_passage: int, rng: n
     return [queries, drawn(80, longest_passage), drawn(80, longest_passage)]
 
 
+def random_triples(lengths: Sequence[np.ndarray], vocabulary: int, rng: np.random.Generator) -> Triples:
+    """Random tokens of the given lengths (of queries, positives, negatives)."""
+    draw = lambda column: [rng.integers(3, vocabulary, length).tolist() for length in column]
+    return Triples(**dict(zip(("queries", "positives", "negatives"), map(draw, lengths), strict=True)))
+
+
 def write_batch(path: Path, batch: Triples, sample: Sequence[np.ndarray]) -> str:
     """A batch for the workers, and the lengths of batches like it, from which ours takes its shape; -> the path."""
     content = {**dataclasses.asdict(batch), "sample": [lengths.tolist() for lengths in sample]}

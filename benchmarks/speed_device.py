@@ -1,12 +1,13 @@
 """The rows at 7B on a GPU or TPU: random bf16 weights, 2,048 triples of MS-MARCO-like lengths, all devices as one.
 
 The base is copied to every device where one holds it, else split over them (fsdp). A schedule that does not fit the
-memory is left out and named.
+memory is left out and named. G6 runs both sides in processes of their own, which share one GPU (speed_beside.py).
 """
 
 import dataclasses
 import functools
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from flax import nnx
 
 from benchmarks import speed_data, speed_flops
 from benchmarks.speed_ours import OPTIMIZER, TEMPERATURE, to_batch
-from benchmarks.speed_rows import Row, absent, measured
+from benchmarks.speed_rows import Row, compared, interleave, measured
 from benchmarks.speed_worker import timed
 from e5jax import architecture, encoder
 from e5jax.command import load_config
@@ -41,17 +42,27 @@ SCHEDULES = {
     GRADCACHE: (12_288, False),
     "GradCache, 64k tokens at once, layers recomputed": (65_536, True),
 }
-KEPT_TOKENS = (32_768, 16_384)  # of G3; the second where the first does not fit
+FEW_TRIPLES = 128  # of G5: 24k tokens, and 197k where every text is padded to PADDED
+PADDED = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A compiled step of one schedule."""
+
+    turn: Callable[[], float]
+    """Takes a step -> its seconds."""
+    tokens: int
+    flops: float
+    compile_seconds: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Took:
-    """What a step of one schedule took."""
+    """What the steps of one schedule took."""
 
+    ready: Ready
     seconds: list[float]
-    tokens: int
-    flops: float
-    compile_seconds: float
 
 
 class Device:
@@ -70,21 +81,23 @@ class Device:
             self.model = place_model(with_targets(config, cfg), cfg, None, self.mesh)
         self.peak = peak_flops(jax.devices(), jnp.bfloat16)
 
-    def step(self, triples: int, chunk_tokens: int | None, remat: bool) -> Took:
-        """Compile a step and take some. Raises FailedError where it does not fit the memory."""
+    def step(self, triples: int, chunk_tokens: int | None, remat: bool, padded: bool) -> Ready:
+        """Compile a step and take one. Raises FailedError where it does not fit the memory.
+
+        `padded`: every text is as long as PADDED, and only its real tokens count.
+        """
         rng, shards = np.random.default_rng(0), shard_count(self.mesh)
         sample = [speed_data.marco_lengths(triples, 512, 512, rng) for _ in range(12)]
         lengths = [np.concatenate(columns) for columns in sample]
         tokens = int(lengths[0].sum())
+        if padded:
+            lengths = [np.full_like(lengths[0], PADDED)]
         chunks = 1 if chunk_tokens is None else max(2, round(tokens / shards / chunk_tokens))
         shape = choose_shape(lengths, shards, chunks, 0.25, (512, 128))
         placement = place(lengths[0], shape)
-        draw = lambda column: [rng.integers(3, self.cfg.vocab_size, length).tolist() for length in column]
-        texts = speed_data.Triples(
-            **dict(zip(("queries", "positives", "negatives"), map(draw, sample[0]), strict=True))
-        )
+        texts = speed_data.random_triples([*lengths[0].reshape(3, triples)], self.cfg.vocab_size, rng)
         optimizer = adamw(learning_rate(1e-5, 0, 10_000), **OPTIMIZER)
-        step = make_step(
+        jittable = make_step(
             self.model.graphdef,
             optimizer,
             shape.rows,
@@ -100,21 +113,21 @@ class Device:
             batch = to_devices(to_batch(texts, placement, shape), mesh=self.mesh)
             state, layout = init_state(jax.tree.map(jnp.copy, self.model.params), optimizer, self.mesh)
             out = layout, replicated(self.mesh)
-            jitted = jax.jit(functools.partial(step, None), donate_argnums=0, out_shardings=out)
+            jitted = jax.jit(functools.partial(jittable, None), donate_argnums=0, out_shardings=out)
             traced = jitted.trace(state, self.model.frozen, batch)
             compiled = []
             compile_seconds = timed(lambda: compiled.append(traced.lower().compile()))
             held = [state]
 
-            def turn():
-                held[0], metrics = compiled[0](held[0], self.model.frozen, batch)
+            def step():
+                with jax.set_mesh(self.mesh):
+                    held[0], metrics = compiled[0](held[0], self.model.frozen, batch)
                 jax.block_until_ready((held[0], metrics))
 
-            turn()
-            seconds = [timed(turn) for _ in range(self.rounds)]
+            step()
         used = placement.chunks_used / shape.chunks
         flops = speed_flops.executed(traced.jaxpr) * used
-        return Took(seconds=seconds, tokens=tokens, flops=flops, compile_seconds=compile_seconds)
+        return Ready(turn=lambda: timed(step), tokens=tokens, flops=flops, compile_seconds=compile_seconds)
 
     @functools.cached_property
     def schedules(self) -> tuple[dict[str, Took], list[str]]:
@@ -122,7 +135,9 @@ class Device:
         fit, died = {}, []
         for name, (chunk_tokens, remat) in SCHEDULES.items():
             try:
-                fit[name] = self.step(self.triples, chunk_tokens, remat)
+                ready = self.step(self.triples, chunk_tokens, remat, padded=False)
+                seconds = [ready.turn() for _ in range(self.rounds)]
+                fit[name] = Took(ready=dataclasses.replace(ready, turn=_spent), seconds=seconds)
             except FailedError as error:
                 died.append(f"{name}: {error}")
         if not fit:
@@ -146,57 +161,38 @@ class _memory_asked:
             raise FailedError(f"does not fit: {str(error).splitlines()[0][:120]}") from error
 
 
+def _spent() -> float:
+    """In the place of a turn whose arrays are let go: the next schedule needs the memory."""
+    raise RuntimeError("this step's arrays are gone")
+
+
 def g1(device: Device) -> Row:
     """Real tokens a second of the whole step."""
     name, took = device.best
-    limit = device.peak / (speed_flops.least(device.cfg, took.tokens, 3 * device.triples, passes=2) / took.tokens)
+    ready = took.ready
+    limit = device.peak / (speed_flops.least(device.cfg, ready.tokens, 3 * device.triples, passes=2) / ready.tokens)
     others = [f"{n} {statistics.median(t.seconds):.1f} s" for n, t in device.schedules[0].items()]
-    note = "; ".join([f"{name}, {took.tokens:,} tokens, compiled in {took.compile_seconds:.0f} s"] + others)
-    speeds = [took.tokens / seconds for seconds in took.seconds]
+    note = "; ".join([f"{name}, {ready.tokens:,} tokens, compiled in {ready.compile_seconds:.0f} s"] + others)
+    speeds = [ready.tokens / seconds for seconds in took.seconds]
     return measured("G1", device.name, speeds, limit, "; ".join([note, *device.schedules[1]]))
 
 
 def g2(device: Device) -> Row:
     """Executed matrix FLOP/s over the vendor's peak."""
     name, took = device.best
-    useful = train_flops_per_token(device.cfg, adapters_only=True) * took.tokens
+    useful = train_flops_per_token(device.cfg, adapters_only=True) * took.ready.tokens
     note = f"{name}; of real tokens without recomputation {useful / min(took.seconds) / device.peak:.2f}"
-    return measured("G2", device.name, [took.flops / s / device.peak for s in took.seconds], 1.0, note)
+    return measured("G2", device.name, [took.ready.flops / s / device.peak for s in took.seconds], 1.0, note)
 
 
 def g3(device: Device) -> Row:
-    """A smaller step that keeps its activations."""
-    said = []
-    for tokens in KEPT_TOKENS:
-        try:
-            took = device.step(max(2, tokens * shard_count(device.mesh) // 192), None, False)
-        except FailedError as error:
-            said.append(f"{tokens:,} tokens: {error}")
-            continue
-        limit = device.peak / train_flops_per_token(device.cfg, adapters_only=True)
-        note = "; ".join([f"{took.tokens:,} tokens", *said])
-        return measured("G3", device.name, [took.tokens / s for s in took.seconds], limit, note)
-    raise FailedError("; ".join(said))
+    """Seconds of the whole step."""
+    name, took = device.best
+    least = speed_flops.least(device.cfg, took.ready.tokens, 3 * device.triples, passes=2) / device.peak
+    return measured("G3", device.name, took.seconds, least, f"{name}, {took.ready.tokens:,} tokens")
 
 
 def g4(device: Device) -> Row:
-    """Seconds of the whole step."""
-    name, took = device.best
-    least = speed_flops.least(device.cfg, took.tokens, 3 * device.triples, passes=2) / device.peak
-    return measured("G4", device.name, took.seconds, least, f"{name}, {took.tokens:,} tokens")
-
-
-def g5(device: Device) -> Row:
-    """What GradCache costs beside the best schedule."""
-    fit, died = device.schedules
-    if GRADCACHE not in fit:
-        return absent("G5", device.name, "; ".join(["not measured", *died]))
-    name, best = device.best
-    times = [mine / statistics.median(best.seconds) for mine in fit[GRADCACHE].seconds]
-    return measured("G5", device.name, times, 1.0, f"beside {name}")
-
-
-def g6(device: Device) -> Row:
     """Passages of token ids through the Encoder."""
     rng = np.random.default_rng(0)
     _, *columns = speed_data.marco_lengths(2 * device.triples, 512, 512, rng)
@@ -217,7 +213,17 @@ def g6(device: Device) -> Row:
     tokens = int(lengths.sum())
     limit = device.peak * tokens / speed_flops.least(device.cfg, tokens, len(ids), passes=1)
     note = f"{tokens:,} tokens in {len(ids):,} passages; the first time {first:.0f} s"
-    return measured("G6", device.name, [tokens / timed(turn) for _ in range(device.rounds)], limit, note)
+    return measured("G4", device.name, [tokens / timed(turn) for _ in range(device.rounds)], limit, note)
 
 
-ROWS = {"G1": g1, "G2": g2, "G3": g3, "G4": g4, "G5": g5, "G6": g6}
+def g5(device: Device) -> Row:
+    """Texts packed into rows against a row of PADDED tokens for each; the same texts, schedule and step otherwise."""
+    triples = FEW_TRIPLES * shard_count(device.mesh)
+    packed, padded = (device.step(triples, None, True, padded=padded) for padded in (False, True))
+    seconds = interleave({"packed": packed.turn, "padded": padded.turn}, device.rounds, 0.0)
+    note = f"{packed.tokens:,} tokens in {3 * triples:,} texts; peer: each padded to {PADDED}"
+    limit = device.peak * packed.tokens / speed_flops.least(device.cfg, packed.tokens, 3 * triples, passes=2)
+    return compared("G5", device.name, packed.tokens, seconds["packed"], seconds["padded"], limit, note)
+
+
+ROWS = {"G1": g1, "G2": g2, "G3": g3, "G4": g4, "G5": g5}

@@ -50,7 +50,9 @@ class Ours:
             self.weights[folder, dtype] = cfg, *nnx.split(adapted, nnx.LoRAParam, ...)
         return self.weights[folder, dtype]
 
-    def train(self, name: str, folder: str, batch: str, dtype: str, chunks: int, widths: list[int]) -> dict:
+    def train(
+        self, name: str, folder: str, batch: str, dtype: str, chunks: int, remat: bool, widths: list[int]
+    ) -> dict:
         """Prepare a step and take it once -> its loss, gradient norm, FLOPs, shape, and seconds to compile.
 
         The shape is that of a run on batches like this one, with the product's own margins.
@@ -70,7 +72,7 @@ class Ours:
             matryoshka=(),
             distill=None,
             dtype=jnp.dtype(dtype),
-            remat=False,
+            remat=remat,
             dropout=NO_DROPOUT,
             seed=0,
         )
@@ -167,6 +169,11 @@ class Ours:
             best = max(best, 2 * m * k * n / min(timed(turn) for _ in range(rounds)))
         return best
 
+    def forget(self) -> None:
+        """Let go of all weights and cases."""
+        self.weights.clear()
+        self.cases.clear()
+
     def reset_peak(self) -> bool:
         """See speed_worker."""
         return reset_peak()
@@ -213,7 +220,7 @@ def counting(module: ModuleType):
 def main() -> int:
     """Serve."""
     ours = Ours()
-    names = ("train", "merged", "encode", "run", "train_share", "encode_share", "roofline", "reset_peak")
+    names = ("train", "merged", "encode", "run", "train_share", "encode_share", "roofline", "reset_peak", "forget")
     return serve({name: getattr(ours, name) for name in names})
 
 

@@ -1,9 +1,10 @@
-"""The peer of benchmarks/run.py, as a worker: sentence-transformers, PEFT and transformers' sdpa, on the CPU.
+"""The peer of benchmarks/run.py, as a worker: sentence-transformers, PEFT and transformers' attention.
 
 A step is CachedMultipleNegativesRankingLoss forward and backward, clipping by the global norm, and torch's AdamW, on
 features that are prepared. The base is frozen, in float32 or bfloat16; PEFT keeps its adapters in float32.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -28,14 +29,18 @@ class Peer:
         self.models = {}
         self.cases = {}
 
-    def write_model(self, folder: str, sizes: dict, seed: int) -> None:
-        """A Mistral with random weights in FOLDER, beside its tokenizer; adapters with B not zero in FOLDER/adapter."""
+    def write_model(self, folder: str, sizes: dict, dtype: str, seed: int) -> None:
+        """A Mistral with random weights in FOLDER, adapters with B not zero in FOLDER/adapter.
+
+        A folder without a tokenizer gets one that knows no words: batches are tokens already.
+        """
         import peft
+        import tokenizers
         import transformers
 
         torch.manual_seed(seed)
         config = transformers.MistralConfig(
-            vocab_size=speed_data.VOCABULARY,
+            vocab_size=sizes["vocabulary"],
             hidden_size=sizes["dim"],
             intermediate_size=sizes["hidden"],
             num_hidden_layers=sizes["layers"],
@@ -46,8 +51,13 @@ class Peer:
             initializer_range=0.05,  # large enough for vectors to differ
             use_cache=False,
         )
-        model = transformers.MistralModel(config)
+        model = transformers.AutoModel.from_config(config, dtype=getattr(torch, dtype))
         model.save_pretrained(folder)
+        if not (Path(folder) / "tokenizer.json").exists():
+            wordless = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+            transformers.PreTrainedTokenizerFast(
+                tokenizer_object=wordless, unk_token="<unk>", pad_token="</s>"
+            ).save_pretrained(folder)
         lora = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=PROJECTIONS)
         adapted = peft.get_peft_model(model, lora)
         for name, weight in adapted.named_parameters():
@@ -56,9 +66,9 @@ class Peer:
         adapted.peft_config["default"].base_model_name_or_path = folder
         adapted.save_pretrained(Path(folder) / "adapter")
 
-    def _model(self, folder, dtype, adapted):
+    def _model(self, folder, dtype, adapted, device, attention):
         """-> (SentenceTransformer, its adapters' values at the start)."""
-        key = folder, dtype, adapted
+        key = folder, dtype, adapted, device, attention
         if key in self.models:
             return self.models[key]
         from peft import PeftModel
@@ -68,11 +78,11 @@ class Peer:
 
         transformer = Transformer(
             folder,
-            model_kwargs={"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"},
+            model_kwargs={"dtype": getattr(torch, dtype), "attn_implementation": attention},
             max_seq_length=speed_data.LONGEST,
         )
         pooling = Pooling(transformer.get_embedding_dimension(), "lasttoken")
-        model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
+        model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device=device)
         start = {}
         if adapted:  # they are hung into the modules where they are
             PeftModel.from_pretrained(transformer.auto_model, Path(folder) / "adapter", is_trainable=True)
@@ -82,7 +92,15 @@ class Peer:
         return self.models[key]
 
     def train(
-        self, name: str, folder: str, batch: str, dtype: str, mini_batch: int, budget: int | None
+        self,
+        name: str,
+        folder: str,
+        batch: str,
+        dtype: str,
+        mini_batch: int,
+        budget: int | None,
+        device: str,
+        attention: str,
     ) -> dict[str, float]:
         """Prepare a step and take it once -> its loss, gradient norm, seconds, and the tokens that it pads to.
 
@@ -90,7 +108,7 @@ class Peer:
         """
         from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-        model, start = self._model(folder, dtype, adapted=True)
+        model, start = self._model(folder, dtype, True, device, attention)
         with torch.no_grad():
             for key, parameter in model.named_parameters():
                 if key in start:
@@ -101,7 +119,8 @@ class Peer:
             model, scale=1 / TEMPERATURE, mini_batch_size=mini_batch, mini_batch_num_tokens=budget
         )
         triples, _ = speed_data.read_batch(batch)
-        features = [_padded(texts) for texts in (triples.queries, triples.positives, triples.negatives)]
+        columns = (triples.queries, triples.positives, triples.negatives)
+        features = [{key: value.to(device) for key, value in _padded(texts).items()} for texts in columns]
         facts = {}
 
         def step():
@@ -110,7 +129,9 @@ class Peer:
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            facts.update(loss=loss.item(), grad_norm=norm.item())
+            facts.update(loss=loss.item(), grad_norm=norm.item())  # which waits for the device
+            if device != "cpu":
+                torch.cuda.synchronize()
 
         seconds = timed(step)
         self.cases[name] = step
@@ -120,7 +141,7 @@ class Peer:
         self, name: str, folder: str, texts: list[str], prompt: str, dtype: str, batch_size: int, vectors: str
     ) -> dict[str, float]:
         """Prepare encoding and do it once -> its seconds; the vectors go to the file `vectors`."""
-        model, _ = self._model(folder, dtype, adapted=False)
+        model, _ = self._model(folder, dtype, False, "cpu", "sdpa")
         encode = lambda: model.encode(texts, prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
         out = []
         seconds = timed(lambda: out.append(encode()))
@@ -131,6 +152,14 @@ class Peer:
     def run(self, name: str) -> float:
         """Seconds of one turn."""
         return timed(self.cases[name])
+
+    def forget(self) -> None:
+        """Let go of all models and cases."""
+        self.models.clear()
+        self.cases.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def roofline(self, dtype: str, shapes: list[list[int]], rounds: int) -> float:
         """The most FLOP/s of a product [M, K] x [K, N], of the shapes and rounds."""
@@ -153,7 +182,7 @@ def _padded(texts: list[list[int]]) -> dict[str, torch.Tensor]:
 def main() -> int:
     """Serve."""
     peer = Peer()
-    names = ("write_model", "train", "encode", "run", "roofline")
+    names = ("write_model", "train", "encode", "run", "roofline", "forget")
     return serve({name: getattr(peer, name) for name in names})
 
 

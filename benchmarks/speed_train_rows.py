@@ -111,7 +111,7 @@ def c9(bench: Bench) -> Row:
         path, batch = bench.marco(times * bench.sizes.marco_triples)
         worker = Worker("benchmarks.speed_ours", bench.folder / "memory.log")
         try:
-            arguments = dict(dtype="float32", chunks=times * chunks, widths=(128,))
+            arguments = dict(dtype="float32", chunks=times * chunks, remat=False, widths=(128,))
             case = worker.case("train", folder=bench.weights, batch=path, **arguments)
             reset = worker.ask("reset_peak")
             for _ in range(2):

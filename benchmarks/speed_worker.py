@@ -93,6 +93,11 @@ class Worker:
             self._facts[name] = self.ask(kind, name=name, **arguments)
         return Case(self, name, self._facts[name])
 
+    def forget(self) -> None:
+        """Let go of the models and cases that it keeps."""
+        self._facts.clear()
+        self.ask("forget")
+
     def peak_bytes(self) -> int:
         """The most memory it held since it began, or since `reset_peak`."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()

@@ -31,7 +31,9 @@ from e5jax.packing import Bins, BinShape, Placement, best_fit, fill
 from e5jax.sharding import batch_shardings, shard_count
 
 
-WIDTHS = (128, 512, 2048, 8192, 32_768)
+# Longest text of a class, and the rows it is packed in: twice as wide for short ones, where in rows of 128 tokens a
+# tenth is left over that no other text fits in.
+CLASSES = ((128, 256), (512, 512), (2048, 2048), (8192, 8192), (32_768, 32_768))
 BIN_TOKENS = 4096
 SHORTEST = 8  # a text takes at least this much of a row, which bounds the texts a bin can hold
 WINDOW = 16_384  # texts sorted and packed together
@@ -49,17 +51,37 @@ def pack_corpus(
     `small`: what fits in one row goes in a bin of one row. That is sooner done, and in less than float32 the last bits
     depend on the shape of a bin.
     """
-    narrower = 0
-    for width in WIDTHS:
-        texts = np.flatnonzero((lengths > narrower) & (lengths <= width))
-        narrower = width
-        if len(texts):
-            yield from _pack_width(texts, lengths, text, shards, small, width)
+    row, start, widths = _place_in_rows(lengths)
+    for width in np.unique(widths):
+        texts = np.flatnonzero(widths[row] == width)
+        yield from _bins_of(texts, row[texts], start[texts], lengths, text, shards, small, int(width))
 
 
-def _pack_width(texts, lengths, text, shards, small, width):
-    room = np.maximum(lengths[texts], SHORTEST)
-    row, start = best_fit(room, np.full(len(texts), width))
+def _place_in_rows(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """-> (row of each text, its start in the row, width of each row).
+
+    Long texts come first, in rows of their class; shorter ones fill what is left of these before they open their own.
+    """
+    room = np.maximum(lengths, SHORTEST)
+    row, start = np.zeros((2, len(lengths)), np.int64)
+    widths, used = np.zeros((2, 0), np.int64)
+    shorter = [0, *(longest for longest, _ in CLASSES)]
+    for below, (longest, width) in reversed([*zip(shorter, CLASSES, strict=False)]):
+        texts = np.flatnonzero((lengths > below) & (lengths <= longest))
+        if not len(texts):
+            continue
+        widths = np.append(widths, np.full(len(texts), width))  # a row for each, should it need one
+        used = np.append(used, np.zeros(len(texts), np.int64))
+        here, after = best_fit(room[texts], widths - used)
+        start[texts] = used[here] + after
+        np.add.at(used, here, room[texts])
+        opened = used > 0
+        row[texts] = (np.cumsum(opened) - 1)[here]
+        widths, used = widths[opened], used[opened]
+    return row, start, widths
+
+
+def _bins_of(texts, row, start, lengths, text, shards, small, width):
     _, row = np.unique(row, return_inverse=True)  # rows in use, numbered from 0
     alone = small and shards == 1 and width <= 512 and row.max(initial=0) == 0
     rows_a_bin = 1 if alone else max(1, BIN_TOKENS // width)
@@ -100,8 +122,9 @@ def encode_tokens(
     """
     vectors = np.zeros((len(texts), dim), np.float32)
     lengths = np.array([len(t) for t in texts], np.int64)
-    if lengths.max(initial=0) > WIDTHS[-1]:
-        raise UserError(f"a text of {lengths.max():,} tokens cannot be encoded: at most {WIDTHS[-1]:,}")
+    longest, _ = CLASSES[-1]
+    if lengths.max(initial=0) > longest:
+        raise UserError(f"a text of {lengths.max():,} tokens cannot be encoded: at most {longest:,}")
     running = deque()
     for bins, rows, which, at in pack_corpus(lengths, texts.__getitem__, shards, small):
         running.append((run(bins, rows), which, at))
@@ -152,7 +175,7 @@ class Encoder:
         from e5jax.models import open_model  # models imports what trains, this is what serves
 
         opened = open_model(name, revision=revision, mesh=mesh, dtype=dtype)
-        longest = min(opened.model.cfg.longest or WIDTHS[-1], WIDTHS[-1])
+        longest = min(opened.model.cfg.longest or CLASSES[-1][0], CLASSES[-1][0])
         max_length = max_length or min(opened.max_length or 512, longest)
         if max_length > longest:
             raise UserError(f"max_length {max_length}: {name} takes texts of at most {longest} tokens")

@@ -84,7 +84,7 @@ def test_where_later_tokens_or_every_token_count_nothing_is_shared(changes, monk
 def test_wide_rows_see_the_prefix_turn_by_turn(monkeypatch):
     monkeypatch.setattr("e5jax.attention.DENSE", 16)
     monkeypatch.setattr("e5jax.attention.QUERIES", 8)
-    monkeypatch.setattr(encoders, "WIDTHS", (32, 64))
+    monkeypatch.setattr(encoders, "CLASSES", ((32, 32), (64, 64)))
     encoder = encoder_of(tiny.decoder(window=30))
     prefix, *rest = tiny.texts((12, 30, 17, 8, 1))
     ids = [np.concatenate([prefix, text]) for text in rest]

@@ -19,7 +19,7 @@ from e5jax.optim import adamw
 from e5jax.packing import BinShape
 from e5jax.sharding import batch_shardings, constrain, make_mesh, over_shards, replicated, shard_count, shardings
 from e5jax.step import TrainState, init_state, make_step
-from tests import tiny
+from tests import counting, tiny
 
 
 # The mesh
@@ -178,17 +178,6 @@ def ran():
     return run
 
 
-def collectives(hlo):
-    """(operation, shape of each array that it makes)."""
-    names = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
-    found = []
-    for made, name in re.findall(rf"= (.*?) ({names})(?:-start)?\(", hlo):
-        found += [
-            (name, tuple(map(int, filter(None, dims.split(","))))) for dims in re.findall(r"\w+\[([\d,]*)\]", made)
-        ]
-    return found
-
-
 @pytest.mark.parametrize("sizes", MESHES)
 def test_loss_and_gradient_on_a_mesh_are_those_of_one_device(sizes, ran):
     one, many = ran(None), ran(sizes)
@@ -217,7 +206,7 @@ def matrices(base):
 def test_the_only_activations_gathered_are_the_embeddings_once(sizes, ran):
     run = ran(sizes)
     vectors = (run.shape.chunks, run.shape.shards, run.shape.slots, tiny.CFG.dim)
-    gathers = [shape for name, shape in collectives(run.hlo) if name == "all-gather"]
+    gathers = [shape for name, shape in counting.collectives(run.hlo) if name == "all-gather"]
     assert gathers.count(vectors) == 1
     others = [shape for shape in gathers if shape != vectors]
     if sizes == (8, 1, 1):
@@ -226,7 +215,7 @@ def test_the_only_activations_gathered_are_the_embeddings_once(sizes, ran):
         tensor = sizes[2]
         weights = {n // t for n in sizes_of(matrices(run.base)) | adapters_of(run.gradient) for t in (1, tensor)}
         assert {math.prod(shape) for shape in others} <= weights
-    assert not [shape for _, shape in collectives(run.hlo) if set(shape) & {run.shape.tokens}] or sizes[2] > 1
+    assert not [shape for _, shape in counting.collectives(run.hlo) if set(shape) & {run.shape.tokens}] or sizes[2] > 1
 
 
 @pytest.mark.parametrize("sizes", MESHES)
@@ -240,7 +229,7 @@ def test_every_device_multiplies_its_own_bin_and_its_own_queries_alone(sizes, ra
 def test_nothing_of_a_replicated_base_moves(ran):
     """What does: embeddings forward, their gradient backward, and the gradient of the adapters."""
     run = ran((8, 1, 1))
-    moved = {math.prod(shape) for _, shape in collectives(run.hlo)}
+    moved = {math.prod(shape) for _, shape in counting.collectives(run.hlo)}
     assert not moved & sizes_of(matrices(run.base))
     vectors, dim = run.shape.chunks * run.shape.shards * run.shape.slots, tiny.CFG.dim
     assert moved <= adapters_of(run.gradient) | {1, vectors * dim, (len(TEXTS) - QUERIES) * dim}
@@ -248,8 +237,8 @@ def test_nothing_of_a_replicated_base_moves(ran):
 
 def test_every_weight_of_a_split_base_is_gathered_whole(ran):
     run = ran((1, 8, 1))
-    gathered = {math.prod(shape) for name, shape in collectives(run.hlo) if name == "all-gather"}
+    gathered = {math.prod(shape) for name, shape in counting.collectives(run.hlo) if name == "all-gather"}
     layers = matrices(run.base)["layers"]
     assert {math.prod(w.shape[1:]) for w in jax.tree.leaves(layers)} | {run.base["embed"].size} <= gathered
-    names = {name for name, shape in collectives(run.hlo) if math.prod(shape) in sizes_of(matrices(run.base))}
+    names = {name for name, shape in counting.collectives(run.hlo) if math.prod(shape) in sizes_of(matrices(run.base))}
     assert names == {"all-gather"}  # weights are never summed: no gradient of their shape exists

@@ -71,18 +71,18 @@ def test_a_plain_run_from_elsewhere_must_be_of_the_same_recipe(tmp_path, monkeyp
     monkeypatch.setenv("E5JAX_DATA", str(tmp_path))
     stored = json.loads(json.dumps(dataclasses.asdict(load_config(str(CONFIG)))))
 
-    def check(steps, **changes):
+    def check(steps, changes):
         (tmp_path / "config.json").write_text(json.dumps(stored | changes))
         return checked_plain(tmp_path, steps)
 
-    assert check(None) == tmp_path
-    assert check(7, steps=7) == tmp_path
+    assert check(None, {}) == tmp_path
+    assert check(7, {"steps": 7}) == tmp_path
     for steps, changes, said in (
         (9, {}, "its steps is"),
         (None, {"matryoshka": [128]}, r"its matryoshka is \[128\], but the other run has \[\]"),
         (None, {"optim": stored["optim"] | {"peak_lr": 1.0}}, "its optim is"),
     ):
         with pytest.raises(UserError, match=said):
-            check(steps, **changes)
+            check(steps, changes)
     with pytest.raises(UserError, match="No such file"):
         checked_plain(tmp_path / "nowhere", None)

@@ -16,7 +16,7 @@ import grain
 import jax
 import numpy as np
 
-from e5jax import data, formats
+from e5jax import data, formats, mixture
 from e5jax.config import TrainConfig
 from e5jax.data import Store
 from e5jax.errors import UserError
@@ -182,21 +182,29 @@ def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData
     return TrainData(
         stores=stores,
         teachers=None,
-        examples=data.mixture(stores, weights, config.batch_size, config.seed, same_source),
-        fingerprint=data.fingerprint(stores, weights, config.seed, config.batch_size, same_source),
+        examples=mixture.mixed(stores, weights, config.batch_size, config.seed, same_source),
+        fingerprint=mixture.fingerprint(stores, weights, config.seed, config.batch_size, same_source),
         max_negatives=settings.max_negatives,
     )
 
 
-def fit_shape(config: TrainConfig, train_data: TrainData, shards: int) -> BinShape:
-    """The one shape of the run's batches, from batches all along the run; raises where one of them does not fit."""
+def fit_shape(config: TrainConfig, train_data: TrainData, shards: int, stored: BinShape | None) -> BinShape:
+    """The one shape of the run's batches, from batches all along the run; raises where one of them does not fit.
+
+    That is `stored`, the shape the run began with, unless the run was made longer and meets a batch too long for it.
+    """
     steps = np.unique(np.linspace(0, config.steps - 1, min(config.steps, 1000)).astype(int))
-    negatives = train_data.max_negatives
+    negatives, packing = train_data.max_negatives, config.packing
     sample = [texts_of(train_data.stores, train_data.examples[int(i)], negatives).lengths for i in steps]
-    packing = config.packing
-    spread = [*sample[:: max(1, len(sample) // 32)], max(sample, key=np.sum)]
-    shape = choose_shape(spread, shards, packing.chunks, packing.spare, packing.widths)
-    if shape is None or any(place(lengths, shape) is None for lengths in sample):
+    fits = lambda shape: all(place(lengths, shape) is not None for lengths in sample)
+    if stored is not None and fits(stored):
+        return stored
+    if packing.chunks == 1:  # one that does not fit has no second chunk to go to; of a short run we know them all
+        spread, spare = sorted(sample, key=np.sum, reverse=True), packing.spare * (len(steps) < config.steps)
+    else:
+        spread, spare = [*sample[:: max(1, len(sample) // 32)], max(sample, key=np.sum)], packing.spare
+    shape = choose_shape(spread, shards, packing.chunks, spare, packing.widths)
+    if shape is None or not fits(shape):
         raise UserError(
             f"batches of {min(map(sum, sample)):,} to {max(map(sum, sample)):,} tokens do not fit one shape: "
             f"raise packing.spare (now {packing.spare}) or packing.chunks (now {packing.chunks})"

@@ -1,12 +1,7 @@
-"""Records to training examples: a source is tokenised once into a store, stores are mixed.
-
-The state of the data is the step number: example ids are a pure function of (seed, step), lengths
-come from the stores without reading a text, and a fingerprint says whether two runs see the same.
-"""
+"""Records to token stores: a source is tokenised once; lengths and tokens are read from the store in any order."""
 
 import array
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -14,11 +9,10 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-import grain
 import numpy as np
 import tqdm
 
@@ -213,62 +207,3 @@ def _blocks(items: Iterable, size: int) -> Iterator[list]:
     items = iter(items)
     while block := list(itertools.islice(items, size)):
         yield block
-
-
-def mixture(
-    stores: Sequence[Store], weights: Sequence[float], batch_size: int, seed: int, same_source: bool
-) -> grain.MapDataset:
-    """Element i is the examples of step i: int64 [batch_size, 2] of (source, record).
-
-    Every source runs through its records again and again, each epoch in a new order. Sources are
-    interleaved in a fixed pattern by weight, not drawn; with `same_source` whole batches are. (An
-    interleave ends with its first source, hence the endless repeating before it.) Where an epoch
-    ends inside a batch, a record that the batch already holds is exchanged for one it lacks: no
-    record stands twice in a batch unless the source is smaller than its share of one.
-    """
-    paths, sizes = [store.source.path for store in stores], [len(store) for store in stores]
-    if not (weights and len(weights) == len(stores) and min(weights) > 0 and seed >= 0):
-        raise UserError(f"not a positive weight a source, or a negative seed: {weights}, {seed}")
-    pools = zip(paths, sizes, strict=True) if same_source else [(", ".join(paths), sum(sizes))]
-    for path, size in pools:
-        if batch_size > size:
-            raise UserError(
-                f"batch_size {batch_size} is more than the {size} records of {path}, so a batch "
-                f"would hold some twice; lower batch_size to {size} or add records"
-            )
-    sources = [_endless(index, size, seed) for index, size in enumerate(sizes)]
-    if same_source:
-        batches = grain.MapDataset.mix([source.batch(batch_size) for source in sources], weights)
-    else:
-        batches = grain.MapDataset.mix(sources, weights).batch(batch_size)
-    return batches.map(functools.partial(_distinct, sizes=sizes))
-
-
-def _endless(index: int, size: int, seed: int) -> grain.MapDataset:
-    """The (source, record) pairs of one source, shuffled anew each epoch, without end."""
-    # Grain shuffles epoch e by seed + e, so near seeds would share orders: hash them far apart.
-    hashed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
-    order = grain.MapDataset.range(size).shuffle(seed=hashed).repeat()
-    return order.map(lambda record: np.array([index, record]))
-
-
-def _distinct(examples_B2: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """The batch, each repeated record replaced by the next one of its source that is not in it."""
-    examples_B2 = examples_B2.copy()
-    _, first = np.unique(examples_B2, axis=0, return_index=True)
-    held = set(map(tuple, examples_B2.tolist()))
-    for row in np.setdiff1d(np.arange(len(examples_B2)), first):
-        source, record = examples_B2[row].tolist()
-        others = ((source, (record + k) % sizes[source]) for k in range(1, sizes[source]))
-        examples_B2[row] = free = next((o for o in others if o not in held), (source, record))
-        held.add(free)
-    return examples_B2
-
-
-def fingerprint(
-    stores: Sequence[Store], weights: Sequence[float], seed: int, batch_size: int, same_source: bool
-) -> str:
-    """sha256 of all that decides the tokens of every step: equal for runs that see the same."""
-    digests, weights = [store.digest for store in stores], [*map(float, weights)]
-    parts = [digests, weights, seed, batch_size, same_source]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -176,33 +176,49 @@ def choose_shape(
 
     Aims at `chunks` chunks for the mean batch and allocates enough for the longest of the sample, and `spare` of that
     more: skipped when empty, they cost nothing. A single chunk has no spare ones, since it keeps its activations; it is
-    made for the longest batch, and `spare` of that one's excess over the mean longer. `widths`: row widths, widest
-    first. Tries bins from the mean load up; wide rows get what the sample needs (mean + 3 standard deviations), the
-    narrowest width the rest. None where no such shape holds every batch of the sample.
+    made for the longest batch and, unless `spare` is 0, a row of each width and `spare` of that batch's excess over the
+    mean longer. `widths`: row widths, widest first. Tries bins from the mean load up; wide rows get what the sample
+    needs (mean + 3 standard deviations; in a single chunk no less than any batch), the narrowest width the rest. None
+    where no such shape holds every batch of the sample; that is found soonest where the longest come first.
     """
     bins = shards * chunks
     wanted = np.array([_rows_wanted(lengths, widths) for lengths in sample])
-    wide_rows = np.ceil((wanted.mean(axis=0) + 3 * wanted.std(axis=0)) / bins).astype(int)
+    wide_rows = wanted.mean(axis=0) + 3 * wanted.std(axis=0)
+    if chunks == 1:
+        wide_rows = np.maximum(wide_rows, wanted.max(axis=0))
+    wide_rows = np.ceil(wide_rows / bins).astype(int)
     loads = np.array([lengths.sum() for lengths in sample]) / bins
     mean_load = loads.mean()
     # A second chunk would double a single one's activations: it must hold the longest batch by itself.
-    allocated, stretch = 1, 1.2 * loads.max() / mean_load
+    allocated, stretch, tries = 1, 2 * loads.max() / mean_load, 64
     if chunks > 1:
-        allocated, stretch = max(chunks + 1, int(np.ceil(chunks * (1 + spare) * loads.max() / mean_load))), 4 / 3
+        allocated = max(chunks + 1, int(np.ceil(chunks * (1 + spare) * loads.max() / mean_load)))
+        stretch, tries = 4 / 3, 16
 
     best = None
-    for rows in sorted({_rows(mean_load * x, wide_rows, widths) for x in np.geomspace(1, stretch, 16)}):
+    widths_and_counts = {_rows(mean_load * x, wide_rows, widths) for x in np.geomspace(1, stretch, tries)}
+    for rows in sorted(widths_and_counts, key=lambda rows: sum(width * count for width, count in rows)):
         shape = BinShape(chunks=allocated, shards=shards, rows=rows, slots=1 << 30)
-        placements = [place(lengths, shape) for lengths in sample]
-        if None in placements:
+        if (placements := _place_all(sample, shape)) is None:
             continue
         cost = np.mean([p.chunks_used for p in placements]) * shape.tokens
         if best is None or cost < best[0]:
             fullest = max(int(p.slot.max()) for p in placements) + 1
             best = cost, dataclasses.replace(shape, slots=int(fullest * (1 + spare)) + 4)
+        if chunks == 1:  # the shortest bin that holds them
+            break
     if best is None:
         return None
-    return best[1] if chunks > 1 else _with_margin(best[1], sample, spare)
+    return _with_margin(best[1], sample, spare) if chunks == 1 and spare else best[1]
+
+
+def _place_all(sample, shape):
+    placements = []
+    for lengths in sample:
+        if (placement := place(lengths, shape)) is None:
+            return None
+        placements.append(placement)
+    return placements
 
 
 def _with_margin(shape, sample, spare):

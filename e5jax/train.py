@@ -75,7 +75,7 @@ def train(config: TrainConfig) -> dict[str, float]:
 
         train_data, distill, teacher, facts["teacher"] = learn_from(config, train_data, tokenizer, cfg.dim, mesh)
     stored = workdirs.check_resumable(workdir, config, facts)
-    shape = workdirs.stored_shape(workdir, config, shards) or fit_shape(config, train_data, shards)
+    shape = fit_shape(config, train_data, shards, workdirs.stored_shape(workdir, config, shards))
 
     with jax.set_mesh(mesh):
         model = place_model(config, cfg, base, mesh)

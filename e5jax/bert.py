@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from e5jax.attention import Rows, attend
-from e5jax.layers import Dropout, LayerNorm, Noise, scan, stacked
+from e5jax.layers import Dropout, LayerNorm, Noise, gelu, scan, stacked
 from e5jax.pooling import Kind, Pooling
 from e5jax.projection import Projection, projected
 from e5jax.sharding import constrain, gathered
@@ -94,7 +94,7 @@ class Block(nnx.Module):
             x_TD, a_TNH, noise = x_TD[read_N], a_TNH[read_N], noise.at(read_N)
         x_TD = self.attn_norm(x_TD + noise.hidden(self.o(a_TNH, noise.adapters(a_TNH, 1)), 0))
 
-        f_TF = jax.nn.gelu(self.up(x_TD, noise.adapters(x_TD, 2)), approximate=False)
+        f_TF = gelu(self.up(x_TD, noise.adapters(x_TD, 2)))
         x_TD = self.mlp_norm(x_TD + noise.hidden(self.down(f_TF, noise.adapters(f_TF, 3)), 1))
         return constrain(x_TD, None, None)
 

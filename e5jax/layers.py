@@ -4,6 +4,7 @@ Shapes: T tokens of a bin, N of them that are read, D model.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -79,6 +80,12 @@ def standardized(x: jax.Array, eps: float, scale: jax.Array, shift: jax.Array) -
     y -= jnp.mean(y, axis=-1, keepdims=True)
     y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
     return (y * scale.astype(jnp.float32) + shift.astype(jnp.float32)).astype(x.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x) (arXiv 1606.08415) in f32 -> x's dtype; by erf, which takes a CPU half the time of erfc in `jax.nn`'s."""
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], layers: int, *, rngs: nnx.Rngs) -> nnx.Module:

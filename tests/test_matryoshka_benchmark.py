@@ -1,15 +1,9 @@
 """benchmarks/matryoshka.py: losses are relative to a model's own whole vectors, and no text is encoded twice."""
 
-import dataclasses
-import json
-
 import numpy as np
 import pytest
 
-from benchmarks.finetune import CONFIG
-from benchmarks.matryoshka import Remembered, checked_plain, forms, loss, report, verdict
-from e5jax.command import load_config
-from e5jax.errors import UserError
+from benchmarks.matryoshka import Remembered, forms, loss, report, verdict
 from e5jax.vectors import Kept
 
 
@@ -65,24 +59,3 @@ def test_a_text_is_encoded_once_and_told_every_time():
         found = remembered.encode_ids(texts, lambda which: told.append(len(which)))
         np.testing.assert_array_equal(found, [[2, 3], [1, 4], [2, 3], [3, 5]])
     assert encoder.encoded == 3 and told == [4, 4] and remembered.max_length == 7
-
-
-def test_a_plain_run_from_elsewhere_must_be_of_the_same_recipe(tmp_path, monkeypatch):
-    monkeypatch.setenv("E5JAX_DATA", str(tmp_path))
-    stored = json.loads(json.dumps(dataclasses.asdict(load_config(str(CONFIG)))))
-
-    def check(steps, changes):
-        (tmp_path / "config.json").write_text(json.dumps(stored | changes))
-        return checked_plain(tmp_path, steps)
-
-    assert check(None, {}) == tmp_path
-    assert check(7, {"steps": 7}) == tmp_path
-    for steps, changes, said in (
-        (9, {}, "its steps is"),
-        (None, {"matryoshka": [128]}, r"its matryoshka is \[128\], but the other run has \[\]"),
-        (None, {"optim": stored["optim"] | {"peak_lr": 1.0}}, "its optim is"),
-    ):
-        with pytest.raises(UserError, match=said):
-            check(steps, changes)
-    with pytest.raises(UserError, match="No such file"):
-        checked_plain(tmp_path / "nowhere", None)

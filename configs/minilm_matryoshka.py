@@ -27,7 +27,7 @@ def get_config() -> TrainConfig:
     return dataclasses.replace(
         config,
         workdir="runs/minilm_matryoshka",
-        steps=400,
+        steps=200,
         batch_size=64,
         data=dataclasses.replace(
             config.data,
@@ -39,6 +39,6 @@ def get_config() -> TrainConfig:
         ),
         eval=(),
         packing=PackingConfig(widths=(128,)),
-        optim=OptimConfig(peak_lr=3e-4, warmup_steps=40, weight_decay=0.01, clip_norm=1.0),
+        optim=OptimConfig(peak_lr=3e-4, warmup_steps=20, weight_decay=0.01, clip_norm=1.0),
         matryoshka=(256, 128, 64),
     )

@@ -79,7 +79,7 @@ def mixed(bert, tmp_path_factory):
     """-> (TrainData of two sources as a run makes it, the texts of each record, the tokenizer)."""
     folder, rng = tmp_path_factory.mktemp("records"), np.random.default_rng(0)
     written = []
-    for name, count in (("a", 12), ("b", 8)):
+    for name, count in (("a", 8), ("b", 12)):
         rows = [{"query": some_text(rng), "positive": f"{some_text(rng)} {WORDS[i % 6]}"} for i in range(count)]
         write_rows(folder / f"{name}.jsonl", rows)
         written.append(rows)

@@ -86,6 +86,25 @@ def test_rows_of_one_width_or_of_two_give_what_each_text_alone_gives(causal, win
         assert np.isfinite(out).all()
 
 
+@pytest.mark.parametrize(("causal", "window"), [(True, 3), (True, None), (False, None)])
+def test_the_backward_rule_gives_the_slopes_that_jax_finds_for_the_formula(causal, window):
+    rng, i = np.random.default_rng(0), np.arange(8)
+    q, k, v, g = (rng.normal(size=(16, heads, 10)).astype(np.float32) for heads in (6, 2, 2, 6))
+    segments = np.repeat([1, 2, 3, 0], [5, 3, 6, 2])
+
+    def formula(q, k, v):
+        q_RQKGH, k_RSKH, v_RSKH = q.reshape(2, 8, 2, 3, 10), k.reshape(2, 8, 2, 10), v.reshape(2, 8, 2, 10)
+        scores = jnp.einsum("RQKGH,RSKH->RKGQS", q_RQKGH, k_RSKH, precision="highest") / np.sqrt(10)
+        seen = visible(segments.reshape(2, 8), segments.reshape(2, 8), i, i, causal, window)
+        weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -np.inf))
+        return jnp.einsum("RKGQS,RSKH->RQKGH", weights, v_RSKH, precision="highest").reshape(16, 6, 10)
+
+    ours = lambda q, k, v: attend(q, k, v, segments, ((8, 2),), None, causal, window)
+    wanted, found = (tiny.jit(lambda *x, f=f: jax.vjp(f, *x)[1](g))(q, k, v) for f in (formula, ours))
+    for name, want, have in zip("qkv", wanted, found, strict=True):
+        np.testing.assert_allclose(have, want, atol=1e-5, rtol=0, err_msg=name)
+
+
 def test_padding_is_finite_forward_and_backward_in_a_row_without_text():
     def total(x, segments):
         return attend(x, x[:, :2], x[:, :2], segments, ((8, 2),), None, True, 3).sum()

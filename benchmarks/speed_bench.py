@@ -45,9 +45,9 @@ class Sizes:
 
 SIZES = {
     False: Sizes(
-        real_triples=32,
-        uniform_triples=16,
-        marco_triples=32,
+        real_triples=12,
+        uniform_triples=8,
+        marco_triples=24,
         passages=64,
         queries=256,
         mini_batches=(1, 2, 4, 8, 16, 32),
@@ -152,10 +152,13 @@ class Bench:
     def best_peer_step(
         self, batch: str, mini_batches: tuple[int, ...], budgets: tuple[int, ...]
     ) -> tuple[Case, tuple[str, str]]:
-        """-> (the peer's fastest step, (its dtype, its setting in words)).
+        """-> (the peer's fastest step, (its dtype, its setting in words))."""
+        dtype, setting = self._best_setting(batch, mini_batches, budgets)
+        return self.peer_step(batch, dtype, *setting), (dtype, _words(*setting))
 
-        Every setting is tried once in the dtype that is faster, the best three again, the best in the other dtype too.
-        """
+    @functools.cache  # noqa: B019
+    def _best_setting(self, batch, mini_batches, budgets):
+        """Every setting is tried once in the dtype that is faster, the best three again, the best in the other dtype."""
         settings = [(size, None) for size in mini_batches] + [(DEFAULT_MINI_BATCH, budget) for budget in budgets]
         middle = settings[len(mini_batches) // 2]
         first = {dtype: self.peer_step(batch, dtype, *middle).run() for dtype in self.dtypes}
@@ -165,8 +168,7 @@ class Bench:
         final = {(faster, s): self.peer_step(batch, faster, *s).run() for s in again}
         best = min(final, key=final.get)[1]
         final |= {(dtype, best): self.peer_step(batch, dtype, *best).run() for dtype in self.dtypes if dtype != faster}
-        dtype, setting = min(final, key=final.get)
-        return self.peer_step(batch, dtype, *setting), (dtype, _words(*setting))
+        return min(final, key=final.get)
 
     @functools.cache  # noqa: B019
     def roofline(self, side: str, dtype: str) -> float:

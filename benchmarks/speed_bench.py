@@ -45,7 +45,7 @@ class Sizes:
 
 SIZES = {
     False: Sizes(
-        real_triples=12,
+        real_triples=32,
         uniform_triples=8,
         marco_triples=24,
         passages=64,
@@ -158,7 +158,7 @@ class Bench:
 
     @functools.cache  # noqa: B019
     def _best_setting(self, batch, mini_batches, budgets):
-        """Every setting is tried once in the dtype that is faster, the best three again, the best in the other dtype."""
+        """Each is tried once in the dtype that is faster, the best three again, the best in the other dtype, too."""
         settings = [(size, None) for size in mini_batches] + [(DEFAULT_MINI_BATCH, budget) for budget in budgets]
         middle = settings[len(mini_batches) // 2]
         first = {dtype: self.peer_step(batch, dtype, *middle).run() for dtype in self.dtypes}

@@ -47,8 +47,8 @@ SIZES = {
     False: Sizes(
         real_triples=32,
         uniform_triples=8,
-        marco_triples=24,
-        passages=64,
+        marco_triples=32,
+        passages=160,
         queries=256,
         mini_batches=(1, 2, 4, 8, 16, 32),
         budgets=(1024, 4096),

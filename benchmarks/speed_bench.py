@@ -158,14 +158,15 @@ class Bench:
 
     @functools.cache  # noqa: B019
     def _best_setting(self, batch, mini_batches, budgets):
-        """Each is tried once in the dtype that is faster, the best three again, the best in the other dtype, too."""
+        """Each is tried once in the dtype that is faster, then the best two again, and the best in the other dtype."""
         settings = [(size, None) for size in mini_batches] + [(DEFAULT_MINI_BATCH, budget) for budget in budgets]
         middle = settings[len(mini_batches) // 2]
-        first = {dtype: self.peer_step(batch, dtype, *middle).run() for dtype in self.dtypes}
-        faster = min(first, key=first.get)
-        tried = {setting: self.peer_step(batch, faster, *setting).facts["seconds"] for setting in settings}
-        again = sorted(tried, key=tried.get)[:3]
-        final = {(faster, s): self.peer_step(batch, faster, *s).run() for s in again}
+        first = {dtype: self.peer_step(batch, dtype, *middle) for dtype in self.dtypes}
+        faster = min(first, key=lambda dtype: first[dtype].run())
+        cases = {setting: self.peer_step(batch, faster, *setting) for setting in settings if setting != middle}
+        cases[middle] = first[faster]
+        again = sorted(cases, key=lambda setting: cases[setting].facts["seconds"])[:2]
+        final = {(faster, setting): cases[setting].run() for setting in again}
         best = min(final, key=final.get)[1]
         final |= {(dtype, best): self.peer_step(batch, dtype, *best).run() for dtype in self.dtypes if dtype != faster}
         return min(final, key=final.get)

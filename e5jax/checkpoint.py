@@ -1,64 +1,160 @@
-"""Checkpoints of what is trained: parameters, optimiser, step. Orbax writes them in the background.
+"""Checkpoints of what is trained: parameters, optimiser, step. Orbax writes them, a manifest says that they are whole.
 
-A step's directory holds `params` (adapters, or every weight when all are trained) and `opt_state`. The workdir's
-config.json says what they belong to.
+    python -m e5jax.checkpoint verify runs/mine
+    python -m e5jax.checkpoint list runs/mine
+
+A step's directory holds `params` (adapters, or every weight when all are trained), `opt_state` and, written last,
+MANIFEST.json (`e5jax/manifest.py`). A step counts only while it agrees with its manifest. The workdir's config.json
+says what the steps belong to.
 """
 
+import argparse
+import concurrent.futures
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from e5jax import tensors
-from e5jax.errors import UserError
+import e5jax
+from e5jax import command, files, manifest, tensors
+from e5jax.errors import FailedError, UserError
+
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Whole steps that stay; an older one goes once a newer one was read back and found whole."""
+DELETED = ".deleted-"
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; the two newest are kept."""
+    """The checkpoints of one workdir, for the run that writes them.
 
-    def __init__(self, workdir: Path):
+    A numbered directory that is not a whole step is set aside under another name, never deleted.
+    """
+
+    def __init__(self, workdir: Path, facts: Mapping):
+        """`facts`: what the steps belong to, JSON values, for their manifests."""
+        self._folder = (Path(workdir) / "checkpoints").resolve()
+        self._facts = dict(facts)
+        for left in self._folder.glob(f"{DELETED}*"):  # a run was killed while it deleted
+            shutil.rmtree(left, ignore_errors=True)
+        self._whole = []
+        for step in saved_steps(workdir):
+            if found := manifest.problems(self._folder / str(step)):
+                aside = files.partial(self._folder / f"set-aside-{step}")
+                aside = aside.with_name(aside.name.removeprefix("."))
+                (self._folder / str(step)).rename(aside)
+                log.warning("step %d is not used: %s. It was set aside as %s", step, _few(found), aside)
+            else:
+                self._whole.append(step)
+        # Orbax deletes by number, whole or not, so it may not delete.
         self._manager = ocp.CheckpointManager(
-            (Path(workdir) / "checkpoints").resolve(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, step_prefix=None),
+            self._folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=None, step_prefix=None),
             item_names=("params", "opt_state"),
         )
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._sealing: tuple[int, concurrent.futures.Future] | None = None
 
     def latest(self) -> int | None:
-        """The newest step that has a whole checkpoint."""
-        return self._manager.latest_step()
+        """The newest whole step."""
+        return self._whole[-1] if self._whole else None
 
     def save(self, step: int, params: nnx.State, opt_state) -> None:
-        """Copy to host memory now, write in the background; errors of an earlier write surface here."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(nnx.to_pure_dict(params)),
-                opt_state=ocp.args.StandardSave(opt_state),
-            ),
-            force=True,
-        )
+        """Copy to host memory now, write in the background. Raises what went wrong with the save before."""
+        self.wait()
+        params = nnx.to_pure_dict(params)
+        facts = {"step": step, "tree": tree_of(params, opt_state), "versions": _versions(), **self._facts}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params), opt_state=ocp.args.StandardSave(opt_state)
+                ),
+                force=True,
+            )
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._sealing = step, self._thread.submit(self._seal, step, facts)
+
+    def _seal(self, step, facts):
+        self._manager.wait_until_finished()
+        folder = self._folder / str(step)
+        manifest.write(folder, facts)
+        if found := manifest.problems(folder):
+            raise OSError(f"read back, {_few(found)}")
+        self._whole.append(step)
+        while len(self._whole) > KEPT:
+            # Renamed first: a run that is killed here leaves no half of a step.
+            old = self._folder / str(self._whole.pop(0))
+            shutil.rmtree(old.replace(files.partial(old).with_name(f"{DELETED}{old.name}")))
 
     def restore(self, step: int, params: nnx.State, opt_state):
-        """-> (params, opt_state) of a step; the arguments are abstract: shapes, dtypes, layouts."""
+        """-> (params, opt_state) of a step; the arguments are abstract: shapes, dtypes, layouts.
+
+        Raises UserError where the step holds others: Orbax would convert dtypes in silence.
+        """
+        plain = nnx.to_pure_dict(params)
+        there, here = manifest.read(self._folder / str(step))["tree"], tree_of(plain, opt_state)
+        if there != here:
+            name = min(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+            raise UserError(
+                f"{self._folder / str(step)}: {name} is {there.get(name, 'absent')} there and "
+                f"{here.get(name, 'absent')} in this model"
+            )
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(nnx.to_pure_dict(params)),
-                opt_state=ocp.args.StandardRestore(opt_state),
+                params=ocp.args.StandardRestore(plain), opt_state=ocp.args.StandardRestore(opt_state)
             ),
         )
         nnx.replace_by_pure_dict(params, restored["params"])
         return params, restored["opt_state"]
 
     def wait(self) -> None:
-        """Until the last write is whole on disk; raises what went wrong in it."""
-        self._manager.wait_until_finished()
+        """Until the last save is whole on disk. Raises FailedError with what went wrong in it."""
+        if self._sealing is None:
+            return
+        step, sealing = self._sealing
+        self._sealing = None
+        try:
+            sealing.result()
+        except Exception as error:  # tensorstore says a full disk with a ValueError
+            raise self._failed(step, error) from error
+
+    def _failed(self, step, error):
+        kept = f"step {self._whole[-1]} is whole" if self._whole else "no step was saved so far"
+        return FailedError(f"{self._folder}: step {step} could not be saved: {error}; {kept}")
 
     def close(self) -> None:
         """Wait, then let go of the directory."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+
+def tree_of(params: dict, opt_state) -> dict[str, str]:
+    """{path: "float32[8,16]"} of all leaves, arrays or abstract."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path({"params": params, "opt_state": opt_state})
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return {name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
+
+
+def _versions():
+    return {"e5jax": e5jax.__version__, "jax": jax.__version__, "orbax-checkpoint": ocp.__version__}
+
+
+def _few(found):
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def read_params(step_dir: Path, abstract: dict) -> dict:
@@ -68,17 +164,32 @@ def read_params(step_dir: Path, abstract: dict) -> dict:
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """The steps that a workdir holds checkpoints of, in order."""
-    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
+    """The numbers among a workdir's checkpoints, in order, whole or not."""
+    return sorted(int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def newest_whole(workdir: Path) -> Path | None:
+    """The directory of the newest step whose parameters are whole; says which it passed over and why."""
+    for step in reversed(saved_steps(workdir)):
+        step_dir = Path(workdir) / "checkpoints" / str(step)
+        if not (found := manifest.problems(step_dir, "params")):
+            return step_dir
+        log.warning("%s is not used: %s", step_dir, _few(found))
+    return None
 
 
 def find_step(path: Path) -> tuple[Path, Path]:
-    """A workdir (its newest step) or one step's directory -> (workdir, step directory)."""
+    """A workdir (its newest whole step) or one step's directory -> (workdir, step directory).
+
+    Raises UserError where there is none, or the step named is not whole.
+    """
     if path.parent.name == "checkpoints" and path.name.isdigit():
+        if found := manifest.problems(path, "params"):
+            raise UserError(f"{path} is not whole: {_few(found)}. Name its run, and the newest whole step is used")
         return path.parent.parent, path
-    if not (steps := saved_steps(path)):
+    if (step_dir := newest_whole(path)) is None:
         raise UserError(f"{path} holds no checkpoint yet: train it first, or name another directory")
-    return path, path / "checkpoints" / str(steps[-1])
+    return path, step_dir
 
 
 def digest(step_dir: Path) -> str:
@@ -89,3 +200,42 @@ def digest(step_dir: Path) -> str:
 def abstract(tree):
     """Shapes, dtypes and layouts of a tree of arrays, without the arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _verify(step_dir):
+    found = manifest.problems(step_dir)
+    return {"whole": not found, "problems": found}
+
+
+def _list(step_dir):
+    listed = [path.stat() for path in step_dir.rglob("*") if path.is_file()]
+    return {"files": len(listed), "bytes": sum(file.st_size for file in listed)}
+
+
+COMMANDS = {"verify": _verify, "list": _list}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """One JSON line a step; `verify` exits with 1 where one is not whole."""
+    parser = argparse.ArgumentParser(prog="python -m e5jax.checkpoint", description="The checkpoints of a run.")
+    parser.add_argument("command", choices=COMMANDS, help="verify: read every file; list: what there is")
+    parser.add_argument("workdir", type=Path, metavar="DIR", help="of a run")
+    words = parser.parse_args(argv)
+
+    def work():
+        if not (steps := saved_steps(words.workdir)):
+            raise UserError(f"{words.workdir} holds no checkpoint: name the workdir of a run")
+        damaged = []
+        for step in steps:
+            said = COMMANDS[words.command](words.workdir / "checkpoints" / str(step))
+            print(json.dumps({"step": step, **said}), flush=True)
+            if not said.get("whole", True):
+                damaged.append(step)
+        if damaged:
+            raise FailedError(f"not whole: {', '.join(map(str, damaged))}")
+
+    return command.exit_code(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -87,7 +87,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         )
         params, frozen, graphdef = model.params, model.frozen, model.graphdef
         del model
-        if config.init_from and not checkpoint.saved_steps(workdir):
+        if config.init_from and checkpoint.newest_whole(workdir) is None:
             params = start_from(config.init_from, config, cfg, facts, params)
         state, layout = init_state(params, optimizer, mesh)
         del params
@@ -96,7 +96,9 @@ def train(config: TrainConfig) -> dict[str, float]:
             workdirs.create(workdir, config, cfg, facts, shape, tokenizer, nnx.to_pure_dict(frozen))
         else:
             workdirs.write_config(workdir, config, facts, shape)
-        with contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints:
+        with contextlib.closing(
+            checkpoint.Checkpoints(workdir, {"config": command.to_json(config), **facts})
+        ) as checkpoints:
             done = checkpoints.latest()
             if done is not None:
                 like = abstract(state)

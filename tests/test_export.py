@@ -107,7 +107,7 @@ def make_run(settings: TrainConfig, tokenizer, cfg, base_digest) -> Path:
     workdirs.create(workdir, settings, cfg, facts, shape, tokenizer, nnx.to_pure_dict(random(frozen)))
     with (
         contextlib.closing(logbook.Logbook(workdir, None, None)) as log,
-        contextlib.closing(checkpoint.Checkpoints(workdir)) as checkpoints,
+        contextlib.closing(checkpoint.Checkpoints(workdir, {})) as checkpoints,
     ):
         log.write({"step": 0, "eval/unseen/ndcg@10": 0.125, "eval/ndcg@10": 0.125})
         for step in range(1, settings.steps + 1):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import e5jax
-from e5jax import heldout
+from e5jax import heldout, manifest
 from e5jax import train as training
 from e5jax import workdir as workdirs
 from e5jax.config import (
@@ -140,6 +141,19 @@ def test_a_killed_run_goes_on_bit_for_bit(finished_lora, tmp_path, cache):
     assert steps == [1, 2, 3, 4, 5, 6]
     ours, theirs = (e5jax.Encoder.load(str(w)).encode(["one", "two"]) for w in (workdir, finished_lora))
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_whose_newest_checkpoint_was_changed_goes_on_from_the_one_before(finished, tmp_path, cache, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    path = max((workdir / "checkpoints" / "6" / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    training.train(tiny_config(workdir, cache))
+    assert f"step 6 is not used: {path.relative_to(workdir / 'checkpoints' / '6')} was changed" in caplog.text
+    assert losses(workdir) == losses(finished)
+    assert not manifest.problems(workdir / "checkpoints" / "6")
 
 
 def test_stopping_after_four_steps_and_going_on_gives_the_same_run(finished, tmp_path, cache, monkeypatch):

@@ -1,0 +1,74 @@
+"""MANIFEST.json: every file of a folder by size and sha256, so that a bit that changed later is found.
+
+Orbax checks no array bytes: a flipped bit in a chunk comes back as another number. The manifest is
+written last, so a folder without one was never finished; it carries a digest of itself.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from e5jax import files
+
+
+NAME = "MANIFEST.json"
+
+
+def write(folder: Path, facts: Mapping) -> None:
+    """List what `folder` holds now, beside `facts` (JSON values) about it."""
+    told = {"facts": dict(facts), "files": {name: _seen(folder / name) for name in _names(folder)}}
+    files.write_json(folder / NAME, {**told, "digest": _digest(told)})
+
+
+def read(folder: Path) -> dict:
+    """-> the facts. Raises ValueError, in words, where there is no manifest or it was changed."""
+    return _told(folder)["facts"]
+
+
+def problems(folder: Path, within: str = "") -> list[str]:
+    """What differs from the manifest, in words; nothing where the folder is whole.
+
+    `within`: read only the files under this folder of it.
+    """
+    try:
+        listed = _told(folder)["files"]
+    except ValueError as error:
+        return [str(error)]
+    there = set(_names(folder))
+    said = [f"{name} is missing" for name in sorted(listed.keys() - there)]
+    said += [f"{name} does not belong to it" for name in sorted(there - listed.keys())]
+    for name in sorted(listed.keys() & there):
+        expected, path = listed[name], folder / name
+        if path.stat().st_size != expected["size"]:
+            said.append(f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
+        elif Path(within) in (Path(), *Path(name).parents) and _seen(path) != expected:
+            said.append(f"{name} was changed")
+    return said
+
+
+def _told(folder):
+    try:
+        told = json.loads((folder / NAME).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"it has no {NAME}, so it was never finished") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{NAME} cannot be read: {error}") from error
+    if not isinstance(told, dict) or told.pop("digest", None) != _digest(told):
+        raise ValueError(f"{NAME} was changed")
+    return told
+
+
+def _digest(told):
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _names(folder):
+    """A link counts as a file, wherever it points."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(name for path in found if (name := path.relative_to(folder).as_posix()) != NAME)
+
+
+def _seen(path):
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

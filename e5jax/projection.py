@@ -63,12 +63,11 @@ def _dot_backward(eq, axes, residuals, g):
 
 
 def _weight_gradient(xs, out, ws, x, g):
-    if x.ndim >= g.ndim:
-        return _einsum(f"{xs},{out}->{ws}", x, g)
-    # XLA's CPU backend refuses a bf16 product that sums over the first axis of a matrix and of something larger, in
-    # this order ("Unsupported element type for DotThunk"); the other way round it has it.
-    natural = "".join(letter for letter in out + xs if letter in ws)
-    return jnp.einsum(f"{natural}->{ws}", _einsum(f"{out},{xs}->{natural}", g, x))
+    """Two matrices, the narrower one first: a CPU transposes that one, and has no bf16 product of larger arrays."""
+    summed = sum(letter in out for letter in xs)  # the tokens: they lead in x and g
+    x_, g_ = (y.reshape(math.prod(y.shape[:summed]), -1) for y in (x, g))
+    w = _einsum("TX,TG->XG", x_, g_) if x_.shape[1] <= g_.shape[1] else _einsum("TG,TX->GX", g_, x_).T
+    return w.reshape(*x.shape[summed:], *g.shape[summed:])
 
 
 dot.defvjp(_dot_forward, _dot_backward, symbolic_zeros=True)

@@ -64,6 +64,12 @@ def softmax_attention(q, k, v, causal, window):
     return out
 
 
+@pytest.fixture(params=[3, 128], ids=lambda queries: f"blocks of {queries}", name="block")
+def _block(request, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize(("causal", "window"), [(True, 3), (True, None), (False, 3)])
 def test_rows_of_one_width_or_of_two_give_what_each_text_alone_gives(causal, window):
     lengths, rng = (7, 3, 4, 2), np.random.default_rng(0)
@@ -86,6 +92,7 @@ def test_rows_of_one_width_or_of_two_give_what_each_text_alone_gives(causal, win
         assert np.isfinite(out).all()
 
 
+@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize(("causal", "window"), [(True, 3), (True, None), (False, None)])
 def test_the_backward_rule_gives_the_slopes_that_jax_finds_for_the_formula(causal, window):
     rng, i = np.random.default_rng(0), np.arange(8)

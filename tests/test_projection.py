@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -121,9 +122,18 @@ def weights():
 
 
 def of_its_shape(jaxpr, weight):
-    """Products whose result has all axes of one layer's weight, in any order, perhaps others in front."""
+    """Products whose result has all axes of one layer's weight, in any order, perhaps others in front.
+
+    Heads and their size may be one axis, behind that of the shards.
+    """
     wanted = collections.Counter(weight.shape[1:])
-    return [d for d in tiny.dots(jaxpr) if wanted <= collections.Counter(d.outvars[0].aval.shape)]
+    first, *middle, last = weight.shape[1:]
+    flat = {(math.prod((first, *middle)), last), (first, math.prod((*middle, last)))}
+    flat |= {shape[::-1] for shape in flat}
+    results = [(d, d.outvars[0].aval.shape) for d in tiny.dots(jaxpr)]
+    return [
+        d for d, shape in results if wanted <= collections.Counter(shape) or (len(shape) <= 3 and shape[-2:] in flat)
+    ]
 
 
 def test_no_product_of_the_step_has_the_shape_of_a_frozen_weight():

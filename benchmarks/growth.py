@@ -135,7 +135,7 @@ def step_of(batch, rows, mesh):
     graphdef, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
     optimizer = adamw(lambda _: 1e-4, b1=0.9, b2=0.999, weight_decay=0.1, clip_norm=1.0)
     losses = {"temperature": 0.02, "matryoshka": (), "distill": None}
-    options = {"dtype": jnp.dtype("float32"), "remat": False, "dropout": NO_DROPOUT, "seed": 0}
+    options = {"dtype": jnp.dtype("float32"), "kept": 0, "remat": False, "dropout": NO_DROPOUT, "seed": 0}
     step = make_step(graphdef, optimizer, rows, **losses, **options)
     with jax.set_mesh(mesh):
         params, frozen = jax.device_put((params, frozen), shardings((params, frozen), mesh))

@@ -24,7 +24,7 @@ from e5jax.command import load_config
 from e5jax.config import FromScratch, LoraConfig
 from e5jax.decoder import DecoderConfig
 from e5jax.errors import FailedError
-from e5jax.flops import peak_flops, train_flops_per_token
+from e5jax.flops import executed, peak_flops, train_flops_per_token
 from e5jax.formats import PAPER
 from e5jax.layers import NO_DROPOUT
 from e5jax.optim import adamw, learning_rate
@@ -105,6 +105,7 @@ class Device:
             matryoshka=(),
             distill=None,
             dtype=jnp.bfloat16,
+            kept=0,
             remat=remat,
             dropout=NO_DROPOUT,
             seed=0,
@@ -126,7 +127,7 @@ class Device:
 
             step()
         used = placement.chunks_used / shape.chunks
-        flops = speed_flops.executed(traced.jaxpr) * used
+        flops = executed(traced.jaxpr) * used
         return Ready(turn=lambda: timed(step), tokens=tokens, flops=flops, compile_seconds=compile_seconds)
 
     @functools.cached_property

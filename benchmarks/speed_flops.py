@@ -1,40 +1,6 @@
-"""Matrix FLOPs: what a traced program multiplies, and the least that its result needs."""
-
-import math
-
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
-from jax.interpreters import partial_eval
+"""Matrix FLOPs: the least that a result needs."""
 
 from e5jax.decoder import DecoderConfig
-
-
-def executed(traced: ClosedJaxpr) -> int:
-    """FLOPs of all matrix products of a trace, but for those that no output needs, which the compiler drops too.
-
-    Of a branch the one with most work counts, so the spare chunks of a batch count as if they were used. Raises
-    ValueError for a product in a loop whose turns are not known.
-    """
-    return _executed(partial_eval.dce_jaxpr(traced.jaxpr, used_outputs=True)[0])
-
-
-def _executed(jaxpr: Jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            left = equation.invars[0].aval.shape
-            contracted = equation.params["dimension_numbers"][0][0]
-            total += 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
-            continue
-        inside = [_executed(inner) for inner in jaxprs_in_params(equation.params)]
-        if equation.primitive.name == "cond":
-            total += max(inside)
-        elif equation.primitive.name == "scan":
-            total += equation.params["length"] * sum(inside)
-        elif equation.primitive.name == "while" and any(inside):
-            raise ValueError("a product in a loop whose turns are not known")
-        else:
-            total += sum(inside)
-    return total
 
 
 def least(cfg: DecoderConfig, tokens: int, texts: int, passes: int) -> int:

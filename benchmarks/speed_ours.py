@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks import speed_data, speed_flops, speed_merged
+from benchmarks import speed_data, speed_merged
 from benchmarks.speed_worker import reset_peak, serve, timed
 from e5jax import encoder, hf, models, peft_format
 from e5jax.batch import Batch
 from e5jax.config import PackingConfig
 from e5jax.errors import FailedError
+from e5jax.flops import executed
 from e5jax.layers import NO_DROPOUT
 from e5jax.optim import adamw, learning_rate
 from e5jax.packing import BinShape, Placement, choose_shape, fill, place
@@ -72,6 +73,7 @@ class Ours:
             matryoshka=(),
             distill=None,
             dtype=jnp.dtype(dtype),
+            kept=0,
             remat=remat,
             dropout=NO_DROPOUT,
             seed=0,
@@ -121,7 +123,7 @@ class Ours:
         seconds = timed(turn)
         self.cases[name] = turn
         metrics = {key: float(held["metrics"][key]) for key in ("loss", "grad_norm")}
-        flops = speed_flops.executed(traced.jaxpr)
+        flops = executed(traced.jaxpr)
         return {**metrics, "compile_seconds": compile_seconds, "seconds": seconds, "flops": flops}
 
     def encode(self, name: str, folder: str, texts: list[str], instruction: str, dtype: str, vectors: str) -> dict:
@@ -203,7 +205,7 @@ def counting(module: ModuleType):
 
     def counted(f):
         def call(*args, **kwargs):
-            flops.append(speed_flops.executed(f.trace(*args, **kwargs).jaxpr))
+            flops.append(executed(f.trace(*args, **kwargs).jaxpr))
             return f(*args, **kwargs)
 
         return call

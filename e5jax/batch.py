@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from e5jax import data, formats, mixture
-from e5jax.config import TrainConfig
+from e5jax.config import PackingConfig, TrainConfig
 from e5jax.data import Store
 from e5jax.errors import UserError
 from e5jax.packing import Bins, BinShape, choose_shape, fill, place
@@ -144,17 +144,16 @@ class TrainData:
 
     def batches(self, first: int, last: int, shape: BinShape) -> Iterator[Batch]:
         """Batches of steps first + 1 … last, made ahead in the background."""
-        make = partial(_batch, self.stores, self.teachers, shape, self.max_negatives)
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        return iter(self.examples[first:last].map(make).to_iter_dataset(ahead))
+        return iter(self.examples[first:last].map(partial(self.batch_of, shape)).to_iter_dataset(ahead))
+
+    def batch_of(self, shape: BinShape, examples: np.ndarray) -> Batch:
+        """The batch of a step's examples."""
+        return make_batch(self.stores, self.teachers, examples, shape, self.max_negatives)
 
     def where(self, step: int) -> list[str]:
         """The places in the user's files that the examples of a step came from."""
         return [self.stores[source].where(record) for source, record in self.examples[step - 1]]
-
-
-def _batch(stores, teachers, shape, max_negatives, examples):
-    return make_batch(stores, teachers, examples, shape, max_negatives)
 
 
 def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData:
@@ -188,25 +187,31 @@ def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData
     )
 
 
-def fit_shape(config: TrainConfig, train_data: TrainData, shards: int, stored: BinShape | None) -> BinShape:
-    """The one shape of the run's batches, from batches all along the run; raises where one of them does not fit.
-
-    That is `stored`, the shape the run began with, unless the run was made longer and meets a batch too long for it.
-    """
+def sample_lengths(config: TrainConfig, train_data: TrainData) -> list[np.ndarray]:
+    """Tokens of each text of batches all along the run; of a short run, of all."""
     steps = np.unique(np.linspace(0, config.steps - 1, min(config.steps, 1000)).astype(int))
-    negatives, packing = train_data.max_negatives, config.packing
-    sample = [texts_of(train_data.stores, train_data.examples[int(i)], negatives).lengths for i in steps]
-    fits = lambda shape: all(place(lengths, shape) is not None for lengths in sample)
-    if stored is not None and fits(stored):
-        return stored
-    if packing.chunks == 1:  # one that does not fit has no second chunk to go to; of a short run we know them all
-        spread, spare = sorted(sample, key=np.sum, reverse=True), packing.spare * (len(steps) < config.steps)
+    lengths = lambda step: texts_of(train_data.stores, train_data.examples[step], train_data.max_negatives).lengths
+    return [lengths(int(step)) for step in steps]
+
+
+def fits(shape: BinShape, sample: Sequence[np.ndarray]) -> bool:
+    """Whether every batch of the sample finds room."""
+    return all(place(lengths, shape) is not None for lengths in sample)
+
+
+def fit_shape(packing: PackingConfig, chunks: int, sample: Sequence[np.ndarray], whole: bool, shards: int) -> BinShape:
+    """The one shape of a run's batches, in so many chunks; raises UserError where one of the sample does not fit.
+
+    `whole`: the sample is the run.
+    """
+    if chunks == 1:  # one that does not fit has no second chunk to go to; of a short run we know them all
+        spread, spare = sorted(sample, key=np.sum, reverse=True), packing.spare * (not whole)
     else:
         spread, spare = [*sample[:: max(1, len(sample) // 32)], max(sample, key=np.sum)], packing.spare
-    shape = choose_shape(spread, shards, packing.chunks, spare, packing.widths)
-    if shape is None or not fits(shape):
+    shape = choose_shape(spread, shards, chunks, spare, packing.widths)
+    if shape is None or not fits(shape, sample):
         raise UserError(
             f"batches of {min(map(sum, sample)):,} to {max(map(sum, sample)):,} tokens do not fit one shape: "
-            f"raise packing.spare (now {packing.spare}) or packing.chunks (now {packing.chunks})"
+            f"raise packing.spare (now {packing.spare}) or packing.chunks (now {chunks})"
         )
     return shape

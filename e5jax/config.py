@@ -145,16 +145,22 @@ class PackingConfig:
 
     widths: tuple[int, ...] = (512, 128)
     """Row widths, widest first; the widest holds the longest text."""
-    chunks: int = 1
-    """Parts that a device encodes one after the other. 1 keeps every activation; more keep only the vectors and
-    encode again in the backward pass (GradCache). The gradient is the same."""
+    chunks: int | None = None
+    """Parts of a batch that a device encodes one after the other. None: the best that fits the memory, as below."""
+    kept: int | None = None
+    """Of the chunks, those that keep their activations; the others keep only their vectors and are encoded again in the
+    backward pass (GradCache). The gradient is the same. None: as many as fit."""
+    memory_gb: float | None = None
+    """What a step may take on a device. None: what the device says it has; on a CPU half of the memory."""
     spare: float = 0.25
     """Room for batches longer than those looked at before the start, as a fraction of the longest of them."""
 
     def __post_init__(self):
         ordered = tuple(sorted(set(self.widths), reverse=True)) == self.widths
         _require(bool(self.widths) and ordered, f"widths go from wide to narrow, got {self.widths}")
-        _require(self.chunks >= 1, f"chunks must be at least 1, got {self.chunks}")
+        _require(self.chunks is None or self.chunks >= 1, f"chunks must be at least 1, got {self.chunks}")
+        _require(self.kept is None or self.kept >= 0, f"kept must not be negative, got {self.kept}")
+        _require(self.memory_gb is None or self.memory_gb > 0, f"memory_gb must be positive, got {self.memory_gb}")
         _require(self.spare >= 0, f"spare must not be negative, got {self.spare}")
 
 
@@ -204,8 +210,9 @@ class TrainConfig:
     """Steps between checkpoints; the last step always has one."""
     mesh: tuple[int, int, int] = (-1, 1, 1)
     """Devices along (data, fsdp, tensor). Frozen weights are copied over data, split over fsdp and tensor."""
-    remat: bool = False
-    """Recompute each layer in the backward pass: about a third more work for a tenth of the memory."""
+    remat: bool | None = None
+    """Recompute each layer in the backward pass: about a third more work for a tenth of the memory. None: where that
+    is the cheapest way to fit the memory."""
     init_from: str | None = None
     """Start from the adapters (or weights) of another run."""
     extend: bool = False

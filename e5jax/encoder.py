@@ -273,6 +273,7 @@ def embed(graphdef, weights: tuple, bins: Bins, rows: Rows, dtype: jnp.dtype) ->
         bins,
         rows,
         dtype=dtype,
+        kept=0,
         remat=False,
         dropout=NO_DROPOUT,
         dropout_key=None,

@@ -1,10 +1,13 @@
 """How much work a step is, and how much the devices could do: the two sides of "utilisation"."""
 
+import math
 import time
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
+from jax.interpreters import partial_eval
 
 from e5jax.architecture import Architecture
 
@@ -48,3 +51,32 @@ def _measured_flops(dtype, size=1024, rounds=5):
         product(x).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds)
+
+
+def executed(traced: ClosedJaxpr) -> int:
+    """FLOPs of all matrix products of a trace, but for those that no output needs, which the compiler drops too.
+
+    Of a branch the one with most work counts, so the spare chunks of a batch count as if they were used. Raises
+    ValueError for a product in a loop whose turns are not known.
+    """
+    return _executed(partial_eval.dce_jaxpr(traced.jaxpr, used_outputs=True)[0])
+
+
+def _executed(jaxpr: Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            left = equation.invars[0].aval.shape
+            contracted = equation.params["dimension_numbers"][0][0]
+            total += 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+            continue
+        inside = [_executed(inner) for inner in jaxprs_in_params(equation.params)]
+        if equation.primitive.name == "cond":
+            total += max(inside)
+        elif equation.primitive.name == "scan":
+            total += equation.params["length"] * sum(inside)
+        elif equation.primitive.name == "while" and any(inside):
+            raise ValueError("a product in a loop whose turns are not known")
+        else:
+            total += sum(inside)
+    return total

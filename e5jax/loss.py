@@ -24,16 +24,17 @@ def encode(
     rows: Rows,
     *,
     dtype: jnp.dtype,
+    kept: int,
     remat: bool,
     dropout: Dropout,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
     """Unit vectors of every slot of every bin -> [C · S · N, D] in f32; empty slots hold nothing of meaning.
 
-    One chunk keeps its activations for the backward pass. Of several, nothing is kept but their vectors, and each is
-    encoded again (GradCache, arXiv 2101.06983): the gradient is the exact one of the whole batch. Spare chunks are
-    skipped, forward and backward. The dropout mask of a token is a function of (key, row of its text in the global
-    batch, position), never of chunk or shard.
+    The first `kept` chunks keep their activations for the backward pass, as a single one does. Of the others nothing is
+    kept but their vectors, and each is encoded again (GradCache, arXiv 2101.06983): the gradient is the exact one of
+    the whole batch. Spare ones among these are skipped, forward and backward. The dropout mask of a token is a function
+    of (key, row of its text in the global batch, position), never of chunk or shard.
     """
     graphdef, weights = nnx.split(model)
     leaves, structure = jax.tree.flatten(weights)
@@ -64,11 +65,18 @@ def encode(
         return over_shards(partial(one_bin, model, key))(*arrays)
 
     arrays = (bins.tokens_CST, bins.positions_CST, bins.segments_CST, bins.last_CSN, bins.texts_CSN)
-    if len(bins.used_C) == 1:
-        v_CSND = one_chunk(leaves, dropout_key, [x[0] for x in arrays])
-    else:
+    chunks = len(bins.used_C)
+    kept = max(kept, chunks == 1)
+    parts = []
+    if kept == 1:  # without a loop there is nothing to stack
+        parts.append(one_chunk(leaves, dropout_key, [x[0] for x in arrays])[None])
+    elif kept:
+        parts.append(jax.lax.map(partial(one_chunk, leaves, dropout_key), [x[:kept] for x in arrays]))
+    if kept < chunks:
         run = recomputed_or_skipped(one_chunk)
-        v_CSND = jax.lax.map(lambda chunk: run(leaves, dropout_key, chunk[1], chunk[0]), (bins.used_C, arrays))
+        others = bins.used_C[kept:], [x[kept:] for x in arrays]
+        parts.append(jax.lax.map(lambda chunk: run(leaves, dropout_key, chunk[1], chunk[0]), others))
+    v_CSND = jnp.concatenate(parts)
     # The one gather of embeddings: every device needs every passage.
     return constrain(v_CSND.reshape(-1, v_CSND.shape[-1]), None, None)
 

@@ -42,19 +42,21 @@ def make_step(
     matryoshka: Sequence[int],
     distill: Distill | None,
     dtype: jnp.dtype,
+    kept: int,
     remat: bool,
     dropout: Dropout,
     seed: int,
 ) -> Callable:
     """-> step(teacher, state, frozen, batch) -> (state, metrics). Gradients exist for `state.params` alone.
 
-    `teacher`: the weights of a live teacher; None without one.
+    `kept`, `remat`: see `loss.encode` and `layers.scan`. `teacher`: the weights of a live teacher; None without one.
     """
 
     def loss_fn(params, frozen, teacher, batch: Batch, step):
         encode = partial(loss.encode, bins=batch.bins, rows=rows, dtype=dtype)
         vectors = encode(
             nnx.merge(graphdef, params, frozen),
+            kept=kept,
             remat=remat,
             dropout=dropout,
             dropout_key=jax.random.fold_in(jax.random.key(seed), step),
@@ -63,7 +65,7 @@ def make_step(
         taught = batch.teacher_QE, batch.teacher_PE
         if teacher is not None:
             model = nnx.merge(distill.graphdef, teacher)
-            vectors = encode(model, remat=False, dropout=NO_DROPOUT, dropout_key=None)
+            vectors = encode(model, kept=0, remat=False, dropout=NO_DROPOUT, dropout_key=None)
             taught = vectors[batch.query_Q], vectors[batch.passage_P]
         return objectives.total(q_QD, p_PD, *taught, batch, temperature, matryoshka, distill)
 

@@ -6,24 +6,27 @@ config → mesh, model, data, the one shape of a batch → for each step: batch 
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from e5jax import checkpoint, command, flops, formats, heldout, loop, lora, models
 from e5jax import config as configs
+from e5jax import schedule as schedules
 from e5jax import workdir as workdirs
 from e5jax.architecture import Architecture, Model
-from e5jax.batch import TrainData, fit_shape, prepare_data
+from e5jax.batch import TrainData, fit_shape, fits, prepare_data, sample_lengths
 from e5jax.bert import BertConfig
 from e5jax.checkpoint import abstract
 from e5jax.config import FromScratch, Pretrained, TrainConfig
@@ -33,6 +36,7 @@ from e5jax.layers import Dropout
 from e5jax.logbook import Logbook
 from e5jax.optim import adamw, learning_rate
 from e5jax.packing import BinShape
+from e5jax.schedule import Schedule
 from e5jax.sharding import batch_shardings, make_mesh, replicated, shard_count
 from e5jax.step import TrainState, init_state, make_step, place_model, start_from
 
@@ -75,7 +79,7 @@ def train(config: TrainConfig) -> dict[str, float]:
 
         train_data, distill, teacher, facts["teacher"] = learn_from(config, train_data, tokenizer, cfg.dim, mesh)
     stored = workdirs.check_resumable(workdir, config, facts)
-    shape = fit_shape(config, train_data, shards, workdirs.stored_shape(workdir, config, shards))
+    sample = sample_lengths(config, train_data)
 
     with jax.set_mesh(mesh):
         model = place_model(config, cfg, base, mesh)
@@ -92,10 +96,42 @@ def train(config: TrainConfig) -> dict[str, float]:
         state, layout = init_state(params, optimizer, mesh)
         del params
 
+        dropout = Dropout(adapters=config.lora.dropout if config.lora else 0.0, hidden=config.dropout)
+        dtype = jnp.dtype(config.model.dtype)
+
+        def compiled(schedule: Schedule, shape: BinShape):
+            step = make_step(
+                graphdef,
+                optimizer,
+                shape.rows,
+                temperature=config.temperature,
+                matryoshka=config.matryoshka,
+                distill=distill,
+                dtype=dtype,
+                kept=schedule.kept,
+                remat=schedule.remat,
+                dropout=dropout,
+                seed=config.seed,
+            )
+            jitted = jax.jit(step, donate_argnums=1, out_shardings=(layout, replicated(mesh)))
+            batch = to_devices(train_data.batch_of(shape, train_data.examples[0]), mesh=mesh)
+            return jitted.lower(*abstract((teacher, state, frozen, batch))).compile()
+
+        width = config.packing.widths[0]
+        work = schedules.Work(
+            tokens=sum(map(np.sum, sample)) / len(sample) / shards,
+            layers=cfg.layers,
+            fixed=schedules.bytes_a_device((teacher, state, state.params, frozen)),  # slopes are as large as parameters
+            costs=functools.cache(
+                partial(schedules.cost, graphdef, state.params, frozen, width, shards, dtype, dropout)
+            ),
+        )
+        planned = plan_step(config, work, sample, mesh, workdirs.stored_plan(workdir, config, shards), compiled)
+        facts_of_plan = facts, planned.schedule, planned.shape
         if stored is None:
-            workdirs.create(workdir, config, cfg, facts, shape, tokenizer, nnx.to_pure_dict(frozen))
+            workdirs.create(workdir, config, cfg, *facts_of_plan, tokenizer, nnx.to_pure_dict(frozen))
         else:
-            workdirs.write_config(workdir, config, facts, shape)
+            workdirs.write_config(workdir, config, *facts_of_plan)
         with contextlib.closing(
             checkpoint.Checkpoints(workdir, {"config": command.to_json(config), **facts})
         ) as checkpoints:
@@ -108,30 +144,17 @@ def train(config: TrainConfig) -> dict[str, float]:
                 del params, opt_state
                 print(f"{workdir}: going on after step {done}", flush=True)
 
-            dtype = jnp.dtype(config.model.dtype)
-            step = make_step(
-                graphdef,
-                optimizer,
-                shape.rows,
-                temperature=config.temperature,
-                matryoshka=config.matryoshka,
-                distill=distill,
-                dtype=dtype,
-                remat=config.remat,
-                dropout=Dropout(adapters=config.lora.dropout if config.lora else 0.0, hidden=config.dropout),
-                seed=config.seed,
-            )
             evaluator = Evaluator.make(
                 graphdef, heldouts, tokenizer, prompts, config.data.max_length, cfg.dim, shards, dtype
             )
-            work = flops.train_flops_per_token(cfg, adapters_only=config.lora is not None)
+            flops_per_token = flops.train_flops_per_token(cfg, adapters_only=config.lora is not None)
             parts = loop.Parts(
-                step=partial(jax.jit(step, donate_argnums=1, out_shardings=(layout, replicated(mesh))), teacher),
+                step=partial(planned.step, teacher),
                 to_devices=partial(to_devices, mesh=mesh),
                 evaluate=evaluator if heldouts else None,
                 learning_rate=schedule,
                 examples=train_data.where,
-                seconds_per_token=work / flops.peak_flops(mesh.devices.flatten(), dtype),
+                seconds_per_token=flops_per_token / flops.peak_flops(mesh.devices.flatten(), dtype),
             )
             plan = loop.Plan(
                 steps=config.steps,
@@ -139,11 +162,55 @@ def train(config: TrainConfig) -> dict[str, float]:
                 checkpoint_every=config.checkpoint_every,
                 profile=configs.profile_range(config.profile_steps) if config.profile_steps else None,
             )
-            describe(config, cfg, state.params, shape, train_data, mesh)
-            batches = train_data.batches(done or 0, config.steps, shape)
+            describe(config, cfg, state.params, planned, train_data, mesh)
+            batches = train_data.batches(done or 0, config.steps, planned.shape)
             with contextlib.closing(Logbook(workdir, done, config.wandb_project)) as logbook:
                 loop.run(plan, parts, state, frozen, batches, done or 0, workdir, logbook, checkpoints)
     return report(workdir, heldouts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """How a run takes its steps."""
+
+    schedule: Schedule
+    shape: BinShape
+    step: Callable
+    """Compiled: (teacher, state, frozen, batch) -> (state, metrics)."""
+    bytes: float
+    """What it asks of a device."""
+    limit: float
+    """What it may ask."""
+
+
+def plan_step(
+    config: TrainConfig,
+    work: schedules.Work,
+    sample: Sequence[np.ndarray],
+    mesh: Mesh,
+    stored: tuple[Schedule, BinShape] | None,
+    compiled: Callable[[Schedule, BinShape], jax.stages.Compiled],
+) -> Planned:
+    """The schedule that the config asks for, or the cheapest that fits; `stored`: what the run began with.
+
+    `sample`: lengths of the texts of batches all along the run.
+    """
+    packing = config.packing
+    limit = packing.memory_gb * 1e9 if packing.memory_gb else schedules.memory_of(mesh.local_devices[0])
+    wanted = schedules.Wanted(chunks=packing.chunks, kept=packing.kept, remat=config.remat)
+    shape = None
+    if stored is not None:
+        wanted = schedules.Wanted(**dataclasses.asdict(stored[0]))
+        shape = stored[1] if fits(stored[1], sample) else None  # the run may have been made longer
+
+    def attempt(schedule):
+        whole = len(sample) == config.steps
+        of_step = shape or fit_shape(packing, schedule.chunks, sample, whole, shard_count(mesh))
+        step = compiled(schedule, of_step)
+        asked = schedules.bytes_of(step)
+        return Planned(schedule=schedule, shape=of_step, step=step, bytes=asked, limit=limit), asked
+
+    return schedules.fitting(work, wanted, limit, attempt)
 
 
 def open_base(config: TrainConfig, mesh: Mesh) -> tuple[Model | None, Architecture, formats.Tokenizer, str | None]:
@@ -199,16 +266,18 @@ def to_devices(batch, *, mesh: Mesh):
 
 
 def describe(
-    config: TrainConfig, cfg: Architecture, params, shape: BinShape, train_data: TrainData, mesh: Mesh
+    config: TrainConfig, cfg: Architecture, params, planned: Planned, train_data: TrainData, mesh: Mesh
 ) -> None:
     """Print the resolved config and what follows from it."""
     print(json.dumps(command.to_json(config), indent=2, ensure_ascii=False))
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    shape = planned.shape
     rows = " + ".join(f"{count} × {width}" for width, count in shape.rows)
     print(
         f"\n{trained:,} parameters are trained; {cfg.projection_weights:,} weights in the model's products\n"
         f"{sum(map(len, train_data.stores)):,} records; a batch is {config.batch_size} queries in at most "
         f"{shape.chunks} chunks × {shape.shards} shards × {shape.tokens:,} tokens ({rows})\n"
+        f"{planned.schedule}: {planned.bytes / 1e9:.2f} of {planned.limit / 1e9:.2f} GB a device\n"
         f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}\n",
         flush=True,
     )

@@ -18,6 +18,7 @@ from e5jax.config import FromScratch, TrainConfig
 from e5jax.errors import UserError
 from e5jax.formats import Tokenizer
 from e5jax.packing import BinShape
+from e5jax.schedule import Schedule
 
 
 # What may differ between a run and its resumption.
@@ -108,15 +109,16 @@ def _flat(tree, prefix: str = "") -> dict:
     }
 
 
-def stored_shape(workdir: Path, config: TrainConfig, shards: int) -> BinShape | None:
-    """The batch shape of the run in `workdir`; None where it has none for this packing and this many shards."""
+def stored_plan(workdir: Path, config: TrainConfig, shards: int) -> tuple[Schedule, BinShape] | None:
+    """Schedule and batch shape of the run in `workdir`; None where it has none for these settings and shards."""
     if not is_run(workdir):
         return None
     stored = read_config(workdir)
-    shape = stored["run"]["shape"]
-    if shape["shards"] != shards or stored["packing"] != command.to_json(config.packing):
+    shape, schedule = stored["run"]["shape"], stored["run"].get("schedule")
+    same = (stored["packing"], stored["remat"]) == (command.to_json(config.packing), config.remat)
+    if shape["shards"] != shards or not same or schedule is None:
         return None
-    return BinShape(**{**shape, "rows": tuple(map(tuple, shape["rows"]))})
+    return Schedule(**schedule), BinShape(**{**shape, "rows": tuple(map(tuple, shape["rows"]))})
 
 
 def create(
@@ -124,6 +126,7 @@ def create(
     config: TrainConfig,
     cfg: Architecture,
     facts: dict,
+    schedule: Schedule,
     shape: BinShape,
     tokenizer: Tokenizer,
     frozen: dict,
@@ -137,7 +140,7 @@ def create(
         if isinstance(config.model, FromScratch) and config.lora is not None:
             # Latents are trained beside the adapters, so they are none of the base's.
             hf.save(frozen, dataclasses.replace(cfg, pooling="last"), config.model.dtype, partial / "base")
-        write_config(partial, config, facts, shape)
+        write_config(partial, config, facts, schedule, shape)
         partial.replace(workdir)  # over an empty folder, too
     except OSError as error:
         raise UserError(f"{workdir} cannot be written: {error}") from error
@@ -145,10 +148,11 @@ def create(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_config(workdir: Path, config: TrainConfig, facts: dict, shape: BinShape) -> None:
+def write_config(workdir: Path, config: TrainConfig, facts: dict, schedule: Schedule, shape: BinShape) -> None:
     """config.json, whole or not at all."""
     run = {
         "e5jax": e5jax.__version__,
+        "schedule": dataclasses.asdict(schedule),
         "shape": dataclasses.asdict(shape),
         **facts,
     }

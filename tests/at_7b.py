@@ -46,7 +46,8 @@ def step(config: TrainConfig, cfg: DecoderConfig, shape: BinShape) -> tuple[Call
         matryoshka=(),
         distill=None,
         dtype=jnp.dtype(config.model.dtype),
-        remat=config.remat,
+        kept=config.packing.kept or 0,
+        remat=bool(config.remat),
         dropout=Dropout(adapters=config.lora.dropout if config.lora else 0.0, hidden=0.0),
         seed=0,
     )

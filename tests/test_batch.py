@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from e5jax.batch import TrainData, fit_shape, make_batch, texts_of
+from e5jax.batch import TrainData, fit_shape, fits, make_batch, sample_lengths, texts_of
 from e5jax.config import PackingConfig
 from e5jax.data import Store
 from e5jax.errors import UserError
@@ -102,33 +102,28 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_setting_to_raise(shape):
         make_batch((FIRST, SECOND), None, EXAMPLES, BinShape(**settings), max_negatives=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What fit_shape reads of a config."""
-
-    steps: int
-    packing: PackingConfig
-
-
-def run_of(steps, chunks=1):
-    """A run and its data: queries of a token, passages of 2 to 15, the longest in the last of 24 steps."""
-    lengths = [2 + step % 7 for step in range(23)] + [15]
-    records = store(*(([5], [step] * length) for step, length in enumerate(lengths)))
-    examples = [np.array([[0, step], [0, 0]]) for step in range(24)]
-    data = TrainData(stores=(records,), teachers=None, examples=examples, fingerprint="", max_negatives=0)
-    return Run(steps, PackingConfig(widths=(16,), chunks=chunks)), data
+def shape_of(lengths, whole):
+    return fit_shape(PackingConfig(widths=(16,)), 1, [np.array(texts) for texts in lengths], whole, shards=1)
 
 
 def test_a_run_whose_batches_are_all_known_gets_a_bin_without_a_spare_row():
-    assert fit_shape(*run_of(steps=23), 1, None).rows == ((16, 1),)
-    assert fit_shape(*run_of(steps=24), 1, None).rows == ((16, 2),)
+    assert shape_of([(1, 8), (1, 14)], whole=True).rows == ((16, 1),)
+    assert shape_of([(1, 8), (1, 14)], whole=False).rows == ((16, 2),)
+    assert shape_of([(1, 8), (1, 16)], whole=True).rows == ((16, 2),)
 
 
-def test_a_run_goes_on_in_its_own_shape_and_one_made_longer_gets_another_where_it_must():
-    config, data = run_of(steps=23)
-    roomy = dataclasses.replace(fit_shape(config, data, 1, None), rows=((16, 3),))
-    assert fit_shape(config, data, 1, roomy) == roomy
-    short = fit_shape(config, data, 1, None)
-    assert fit_shape(config, data, 1, short) == short
-    longer, _ = run_of(steps=24)
-    assert fit_shape(longer, data, 1, short).rows == ((16, 2),)
+def test_lengths_are_looked_up_all_along_the_run():
+    records = store(*(([5], [step] * (step + 1)) for step in range(3)))
+    examples = [np.array([[0, step]]) for step in range(3)]
+    data = TrainData(stores=(records,), teachers=None, examples=examples, fingerprint="", max_negatives=0)
+    sample = sample_lengths(Run(steps=3), data)
+    assert [lengths.tolist() for lengths in sample] == [[1, 1], [1, 2], [1, 3]]
+    assert fits(BinShape(chunks=1, shards=1, rows=((4, 1),), slots=2), sample)
+    assert not fits(BinShape(chunks=1, shards=1, rows=((3, 1),), slots=2), sample)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What sample_lengths reads of a config."""
+
+    steps: int

@@ -35,6 +35,7 @@ from e5jax.export import export
 from e5jax.formats import INSTRUCT, Prompts, Tokenizer
 from e5jax.packing import BinShape
 from e5jax.records import Source
+from e5jax.schedule import Schedule
 from tests import tiny
 from tests.sample import TRAIN
 
@@ -103,8 +104,9 @@ def make_run(settings: TrainConfig, tokenizer, cfg, base_digest) -> Path:
     params, frozen = jax.eval_shape(make)
     workdir = Path(settings.workdir)
     facts = {"architecture": dataclasses.asdict(cfg), "data": "", "tokenizer": tokenizer.digest, "base": base_digest}
+    schedule = Schedule(chunks=1, kept=1, remat=False)
     shape = BinShape(chunks=1, shards=1, rows=((MAX_LENGTH, 1),), slots=1)
-    workdirs.create(workdir, settings, cfg, facts, shape, tokenizer, nnx.to_pure_dict(random(frozen)))
+    workdirs.create(workdir, settings, cfg, facts, schedule, shape, tokenizer, nnx.to_pure_dict(random(frozen)))
     with (
         contextlib.closing(logbook.Logbook(workdir, None, None)) as log,
         contextlib.closing(checkpoint.Checkpoints(workdir, {})) as checkpoints,

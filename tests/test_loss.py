@@ -235,7 +235,8 @@ def test_the_projections_of_one_input_share_its_mask():
 # Chunks
 
 
-def test_chunks_encoded_again_give_the_loss_and_gradient_of_a_loop_over_texts(model):
+@pytest.mark.parametrize("kept", [0, 1, 3, 6])
+def test_chunks_kept_or_encoded_again_give_the_loss_and_gradient_of_a_loop_over_texts(model, kept):
     """With dropout, and with spare chunks, which change neither; test_sharding.py compares with one chunk."""
     texts, key, rate = tiny.texts(LENGTHS), jax.random.key(3), 0.3
     graphdef, adapters, frozen = nnx.split(model, nnx.LoRAParam, ...)
@@ -244,7 +245,7 @@ def test_chunks_encoded_again_give_the_loss_and_gradient_of_a_loop_over_texts(mo
         shape = BinShape(chunks=6, shards=1, rows=((16, 1), (8, 1)), slots=12)
         batch = tiny.batch(texts[:4], texts[4:], shape)
         assert batch.bins.used_C.sum() == 4
-        options = dict(remat=True, dropout=Dropout(adapters=rate, hidden=0.0), dropout_key=key)
+        options = dict(kept=kept, remat=True, dropout=Dropout(adapters=rate, hidden=0.0), dropout_key=key)
         vectors = tiny.encode(nnx.merge(graphdef, adapters, frozen), batch.bins, shape, **options)
         return vectors[batch.query_Q], vectors[batch.passage_P]
 

@@ -123,6 +123,7 @@ def prepare(shape: BinShape, mesh=None):
         matryoshka=(),
         distill=None,
         dtype=jnp.float32,
+        kept=0,
         remat=mesh is not None,
         dropout=NO_DROPOUT,
         seed=0,

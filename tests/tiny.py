@@ -107,7 +107,7 @@ def batch(queries, passages, shape: BinShape) -> Batch:
 
 def encode(model: Decoder, bins: Bins, shape: BinShape, **changes) -> jax.Array:
     """`loss.encode` in f32 without dropout, but for the changes."""
-    options = dict(dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_key=None)
+    options = dict(dtype=jnp.float32, kept=0, remat=False, dropout=NO_DROPOUT, dropout_key=None)
     return loss.encode(model, bins, shape.rows, **options | changes)
 
 

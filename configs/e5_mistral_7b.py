@@ -7,7 +7,8 @@ From the paper: Mistral-7B-v0.1, LoRA of rank 16 on all linear layers, 2,048 que
 1.8 million examples. Not in the paper: LoRA's alpha 32 and dropout 0.1 (those of its published adapter), AdamW's betas.
 
 Data: 500,000 synthetic records as a TFDS dataset, 13 public sets (MS MARCO twice) as JSONL or TFDS, in $E5_DATA
-(default data/e5), under the names below. Every device holds a copy of the base; `--mesh 1 -1 1` splits it instead.
+(default data/e5), under the names below. Every device holds a copy of the base; `--mesh 1 -1 1` splits it instead. How
+much of the batch keeps its activations follows from the devices' memory.
 """
 
 import os
@@ -57,7 +58,7 @@ def get_config() -> TrainConfig:
             max_negatives=1,
         ),
         eval=(EvalSet(name="synthetic", sources=(Source(path=SYNTHETIC, split="train[:1%]", sample=0.2),)),),
-        packing=PackingConfig(widths=(512, 128), chunks=32),
+        packing=PackingConfig(widths=(512, 128)),
         optim=OptimConfig(peak_lr=1e-4, warmup_steps=100, weight_decay=0.1),
         temperature=0.02,
         eval_every=100,

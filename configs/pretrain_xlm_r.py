@@ -9,7 +9,7 @@ about a billion, in-batch negatives alone, mean pooling, "query: " and "passage:
 (temperature 0.01, 128 tokens, 1,000 steps of warm-up, weight decay 0.01) from English E5, arXiv 2212.03533, which it
 follows. Betas are AdamW's own, dropout is XLM-R's.
 
-FOLDER has a folder of .parquet, with `query` and `positive`, for each name below. More devices need fewer chunks.
+FOLDER has a folder of .parquet, with `query` and `positive`, for each name below.
 """
 
 import os
@@ -49,7 +49,7 @@ def get_config() -> TrainConfig:
             max_negatives=0,
             on_bad_record="skip",
         ),
-        packing=PackingConfig(widths=(128,), chunks=128),
+        packing=PackingConfig(widths=(128,)),
         optim=OptimConfig(peak_lr=1e-4, warmup_steps=1_000, weight_decay=0.01),
         dropout=0.1,
         temperature=0.01,

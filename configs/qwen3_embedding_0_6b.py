@@ -7,7 +7,7 @@ The first 500 records are held out. The base is an embedder already: a short run
 
 import os
 
-from e5jax.config import DataConfig, EvalSet, OptimConfig, PackingConfig, Pretrained, TrainConfig
+from e5jax.config import DataConfig, EvalSet, OptimConfig, Pretrained, TrainConfig
 from e5jax.records import Source
 
 
@@ -23,7 +23,6 @@ def get_config() -> TrainConfig:
         model=Pretrained(base="Qwen/Qwen3-Embedding-0.6B"),
         data=DataConfig(train=(Source(path=pairs, rows="500:", task=TASK),), max_negatives=4),
         eval=(EvalSet(name="held-out", sources=(Source(path=pairs, rows=":500", task=TASK),)),),
-        packing=PackingConfig(chunks=8),
         optim=OptimConfig(peak_lr=5e-5, warmup_steps=30, weight_decay=0.01),
         eval_every=50,
     )

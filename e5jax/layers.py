@@ -115,8 +115,10 @@ def scan(
     def body(x_TD, index):
         return jax.checkpoint(layer, prevent_cse=False, policy=policy)(x_TD, index, None), None
 
+    # Tied to x, or JAX takes the lookups, the same in every chunk, out of a loop over chunks: a copy of all weights.
+    index_L, x_TD = jax.lax.optimization_barrier((jnp.arange(layers), x_TD))
     if read_N is None:
-        return jax.lax.scan(body, x_TD, jnp.arange(layers))[0]
+        return jax.lax.scan(body, x_TD, index_L)[0]
     if layers > 1:
-        x_TD, _ = jax.lax.scan(body, x_TD, jnp.arange(layers - 1))
-    return jax.checkpoint(layer, policy=policy)(x_TD, layers - 1, read_N)
+        x_TD, _ = jax.lax.scan(body, x_TD, index_L[:-1])
+    return jax.checkpoint(layer, policy=policy)(x_TD, index_L[-1], read_N)

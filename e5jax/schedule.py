@@ -89,7 +89,7 @@ class Work:
         return cost.forward * (2 - schedule.kept / schedule.chunks) + cost.backward
 
     def bytes(self, schedule: Schedule) -> float:
-        """What is kept, the chunk under way, and one of its layers: slopes, what lies between, and values recomputed."""
+        """What is kept, the chunk under way, and one of its layers: slopes, what lies between, values recomputed."""
         chunk = self.tokens / schedule.chunks
         at_once = schedule.kept + (schedule.kept < schedule.chunks)
         layer = (2 + 2 * schedule.remat) * self.costs(False).kept / self.layers

@@ -143,6 +143,19 @@ def test_frozen_weights_are_read_and_nothing_of_their_shape_is_computed(chunks, 
     assert primitives <= READS
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_chunks_that_keep_their_activations_bring_no_second_copy_of_the_weights(remat):
+    """JAX takes what is the same in every turn out of a loop, and the layers' weights are."""
+    packing = dataclasses.replace(at_7b.paper().packing, kept=2)
+    changes = dict(batch_size=QUERIES, packing=packing)
+    step, arguments, _ = step_of(MISTRAL_7B_V01, SHAPE, CHUNKS, remat, "last", **changes)
+    weights = [collections.Counter(w.shape[1:]) for w in jax.tree.leaves(arguments[1]["layers"]) if len(w.shape) > 2]
+    loops = [e for e in tiny.equations(jax.make_jaxpr(step)(*arguments).jaxpr) if e.primitive.name == "scan"]
+    assert len(loops) > 4
+    stacked = [out.aval.shape for loop in loops for out in loop.outvars[loop.params["num_carry"] :]]
+    assert not [shape for shape in stacked if any(weight <= collections.Counter(shape) for weight in weights)]
+
+
 @pytest.mark.parametrize(("chunks", "remat"), SCHEDULES)
 def test_no_product_of_the_step_in_bf16_mixes_dtypes(chunks, remat):
     jaxpr = traced(chunks, remat, "last")

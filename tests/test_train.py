@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import e5jax
-from e5jax import heldout, manifest
+from e5jax import heldout, manifest, schedule
 from e5jax import train as training
 from e5jax import workdir as workdirs
 from e5jax.config import (
@@ -33,6 +33,7 @@ from e5jax.errors import UserError
 from e5jax.formats import PAPER
 from e5jax.logbook import cut_back, read_rows
 from e5jax.records import Source
+from e5jax.schedule import Schedule
 from tests.sample import HELDOUT, TRAIN
 
 
@@ -325,6 +326,28 @@ def test_packing_and_remat_may_change_when_a_run_goes_on(tmp_path, cache, finish
     training.train(more)
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["shape"]["chunks"] == 1
+
+
+def test_the_schedule_follows_from_the_memory_and_stays_with_the_run(tmp_path, cache, monkeypatch):
+    config = tiny_config(tmp_path / "run", cache, steps=4, eval=(), packing=PackingConfig(widths=(48,)))
+    monkeypatch.setattr(schedule, "CHUNKS", (128, 96))
+    small = dataclasses.replace(config.packing, memory_gb=1.3e-3)
+    training.train(dataclasses.replace(config, packing=small))
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["run"]
+    assert stored["schedule"]["chunks"] > 1 and stored["shape"]["chunks"] > 1
+    monkeypatch.setattr(schedule, "best", lambda work, wanted, limit: Schedule(**dataclasses.asdict(wanted)))
+    training.train(dataclasses.replace(config, packing=small, steps=6, extend=True))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["schedule"] == stored["schedule"]
+
+    roomy = dataclasses.replace(config, workdir=str(tmp_path / "roomy"))
+    monkeypatch.undo()
+    training.train(roomy)
+    assert json.loads((tmp_path / "roomy" / "config.json").read_text())["run"]["schedule"]["chunks"] == 1
+    same = pytest.approx(losses(tmp_path / "roomy")[1], rel=1e-5)
+    assert losses(tmp_path / "run")[1] == same
+
+    with pytest.raises(UserError, match="the step does not fit"):
+        training.train(dataclasses.replace(roomy, workdir=str(tmp_path / "no"), packing=PackingConfig(memory_gb=1e-4)))
 
 
 def test_a_workdir_that_is_a_url_is_refused_before_anything_is_done(cache):

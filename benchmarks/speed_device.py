@@ -1,12 +1,14 @@
 """The rows at 7B on a GPU or TPU: random bf16 weights, 2,048 triples of MS-MARCO-like lengths, all devices as one.
 
 The base is copied to every device where one holds it, else split over them (fsdp). A schedule that does not fit the
-memory is left out and named. G6 runs both sides in processes of their own, which share one GPU (speed_beside.py).
+memory is left out and named; how much a step keeps is planned as in training (e5jax/schedule.py). G6 runs both sides
+in processes of their own, which share one GPU (speed_beside.py).
 """
 
 import dataclasses
 import functools
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,29 +21,30 @@ from benchmarks import speed_data, speed_flops
 from benchmarks.speed_ours import OPTIMIZER, TEMPERATURE, to_batch
 from benchmarks.speed_rows import Row, compared, interleave, measured
 from benchmarks.speed_worker import timed
-from e5jax import architecture, encoder
+from e5jax import architecture, encoder, schedule
 from e5jax.command import load_config
 from e5jax.config import FromScratch, LoraConfig
 from e5jax.decoder import DecoderConfig
-from e5jax.errors import FailedError
+from e5jax.errors import FailedError, UserError
 from e5jax.flops import executed, peak_flops, train_flops_per_token
 from e5jax.formats import PAPER
 from e5jax.layers import NO_DROPOUT
 from e5jax.optim import adamw, learning_rate
 from e5jax.packing import choose_shape, place
+from e5jax.schedule import Schedule, Wanted
 from e5jax.sharding import make_mesh, replicated, shard_count
 from e5jax.step import init_state, make_step, place_model
 from e5jax.train import to_devices, with_targets
 
 
 CONFIG = Path(__file__).parents[1] / "configs" / "e5_mistral_7b.py"
-GRADCACHE = "GradCache, 12k tokens at once"
-# name -> (tokens of a chunk on a device, None: all of them; whether layers are recomputed in a chunk's backward pass)
+PLANNED = "as planned"
+# What is left to the planner is None; GradCache as others do it keeps no chunk.
 SCHEDULES = {
-    "one chunk, layers recomputed": (None, True),
-    GRADCACHE: (12_288, False),
-    "GradCache, 64k tokens at once, layers recomputed": (65_536, True),
+    PLANNED: Wanted(chunks=None, kept=None, remat=None),
+    "GradCache": Wanted(chunks=None, kept=0, remat=None),
 }
+RECOMPUTED = Wanted(chunks=1, kept=1, remat=True)  # G5's, on few triples
 FEW_TRIPLES = 128  # of G5: 24k tokens, and 197k where every text is padded to PADDED
 PADDED = 512
 
@@ -52,6 +55,8 @@ class Ready:
 
     turn: Callable[[], float]
     """Takes a step -> its seconds."""
+    words: str
+    """The schedule."""
     tokens: int
     flops: float
     compile_seconds: float
@@ -81,8 +86,8 @@ class Device:
             self.model = place_model(with_targets(config, cfg), cfg, None, self.mesh)
         self.peak = peak_flops(jax.devices(), jnp.bfloat16)
 
-    def step(self, triples: int, chunk_tokens: int | None, remat: bool, padded: bool) -> Ready:
-        """Compile a step and take one. Raises FailedError where it does not fit the memory.
+    def step(self, triples: int, wanted: Wanted, padded: bool) -> Ready:
+        """Compile the cheapest step that fits the memory and take one. Raises FailedError where none does.
 
         `padded`: every text is as long as PADDED, and only its real tokens count.
         """
@@ -92,54 +97,71 @@ class Device:
         tokens = int(lengths[0].sum())
         if padded:
             lengths = [np.full_like(lengths[0], PADDED)]
-        chunks = 1 if chunk_tokens is None else max(2, round(tokens / shards / chunk_tokens))
-        shape = choose_shape(lengths, shards, chunks, 0.25, (512, 128))
-        placement = place(lengths[0], shape)
-        texts = speed_data.random_triples([*lengths[0].reshape(3, triples)], self.cfg.vocab_size, rng)
         optimizer = adamw(learning_rate(1e-5, 0, 10_000), **OPTIMIZER)
-        jittable = make_step(
-            self.model.graphdef,
-            optimizer,
-            shape.rows,
-            temperature=TEMPERATURE,
-            matryoshka=(),
-            distill=None,
-            dtype=jnp.bfloat16,
-            kept=0,
-            remat=remat,
-            dropout=NO_DROPOUT,
-            seed=0,
-        )
-        with jax.set_mesh(self.mesh), _memory_asked():
+        graphdef, params, frozen = self.model.graphdef, self.model.params, self.model.frozen
+
+        def attempt(chosen: Schedule):
+            shape = choose_shape(lengths, shards, chosen.chunks, 0.25, (512, 128))
+            placement = place(lengths[0], shape)
+            texts = speed_data.random_triples([*lengths[0].reshape(3, triples)], self.cfg.vocab_size, rng)
+            jittable = make_step(
+                graphdef,
+                optimizer,
+                shape.rows,
+                temperature=TEMPERATURE,
+                matryoshka=(),
+                distill=None,
+                dtype=jnp.bfloat16,
+                kept=chosen.kept,
+                remat=chosen.remat,
+                dropout=NO_DROPOUT,
+                seed=0,
+            )
             batch = to_devices(to_batch(texts, placement, shape), mesh=self.mesh)
-            state, layout = init_state(jax.tree.map(jnp.copy, self.model.params), optimizer, self.mesh)
-            out = layout, replicated(self.mesh)
-            jitted = jax.jit(functools.partial(jittable, None), donate_argnums=0, out_shardings=out)
-            traced = jitted.trace(state, self.model.frozen, batch)
-            compiled = []
-            compile_seconds = timed(lambda: compiled.append(traced.lower().compile()))
+            jitted = jax.jit(
+                functools.partial(jittable, None), donate_argnums=0, out_shardings=(layout, replicated(self.mesh))
+            )
+            traced = jitted.trace(state, frozen, batch)
+            start = time.perf_counter()
+            compiled = traced.lower().compile()
+            seconds = time.perf_counter() - start
+            used = placement.chunks_used / shape.chunks
+            made = chosen, compiled, batch, executed(traced.jaxpr) * used, seconds
+            return made, schedule.bytes_of(compiled)
+
+        with jax.set_mesh(self.mesh), _memory_asked():
+            state, layout = init_state(jax.tree.map(jnp.copy, params), optimizer, self.mesh)
+            costs = functools.partial(
+                schedule.cost, graphdef, params, frozen, 512, shards, jnp.dtype("bfloat16"), NO_DROPOUT
+            )
+            work = schedule.Work(
+                tokens=sum(map(np.sum, lengths)) / len(lengths) / shards,
+                layers=self.cfg.layers,
+                fixed=schedule.bytes_a_device((state, params, params, frozen)),  # the copy's source is held, too
+                costs=functools.cache(costs),
+            )
+            limit = schedule.memory_of(jax.local_devices()[0]) - schedule.bytes_a_device(params)
+            chosen, compiled, batch, flops, seconds = schedule.fitting(work, wanted, limit, attempt)
             held = [state]
 
             def step():
                 with jax.set_mesh(self.mesh):
-                    held[0], metrics = compiled[0](held[0], self.model.frozen, batch)
+                    held[0], metrics = compiled(held[0], frozen, batch)
                 jax.block_until_ready((held[0], metrics))
 
             step()
-        used = placement.chunks_used / shape.chunks
-        flops = executed(traced.jaxpr) * used
-        return Ready(turn=lambda: timed(step), tokens=tokens, flops=flops, compile_seconds=compile_seconds)
+        return Ready(turn=lambda: timed(step), words=str(chosen), tokens=tokens, flops=flops, compile_seconds=seconds)
 
     @functools.cached_property
     def schedules(self) -> tuple[dict[str, Took], list[str]]:
         """-> (the schedules that fit, what the others died of)."""
         fit, died = {}, []
-        for name, (chunk_tokens, remat) in SCHEDULES.items():
+        for name, wanted in SCHEDULES.items():
             try:
-                ready = self.step(self.triples, chunk_tokens, remat, padded=False)
+                ready = self.step(self.triples, wanted, padded=False)
                 seconds = [ready.turn() for _ in range(self.rounds)]
                 fit[name] = Took(ready=dataclasses.replace(ready, turn=_spent), seconds=seconds)
-            except FailedError as error:
+            except (FailedError, UserError) as error:
                 died.append(f"{name}: {error}")
         if not fit:
             raise FailedError("no schedule fits: " + "; ".join(died))
@@ -172,7 +194,7 @@ def g1(device: Device) -> Row:
     name, took = device.best
     ready = took.ready
     limit = device.peak / (speed_flops.least(device.cfg, ready.tokens, 3 * device.triples, passes=2) / ready.tokens)
-    others = [f"{n} {statistics.median(t.seconds):.1f} s" for n, t in device.schedules[0].items()]
+    others = [f"{n} ({t.ready.words}) {statistics.median(t.seconds):.1f} s" for n, t in device.schedules[0].items()]
     note = "; ".join([f"{name}, {ready.tokens:,} tokens, compiled in {ready.compile_seconds:.0f} s"] + others)
     speeds = [ready.tokens / seconds for seconds in took.seconds]
     return measured("G1", device.name, speeds, limit, "; ".join([note, *device.schedules[1]]))
@@ -220,7 +242,7 @@ def g4(device: Device) -> Row:
 def g5(device: Device) -> Row:
     """Texts packed into rows against a row of PADDED tokens for each; the same texts, schedule and step otherwise."""
     triples = FEW_TRIPLES * shard_count(device.mesh)
-    packed, padded = (device.step(triples, None, True, padded=padded) for padded in (False, True))
+    packed, padded = (device.step(triples, RECOMPUTED, padded=padded) for padded in (False, True))
     seconds = interleave({"packed": packed.turn, "padded": padded.turn}, device.rounds, 0.0)
     note = f"{packed.tokens:,} tokens in {3 * triples:,} texts; peer: each padded to {PADDED}"
     limit = device.peak * packed.tokens / speed_flops.least(device.cfg, packed.tokens, 3 * triples, passes=2)

@@ -8,7 +8,7 @@ Shapes: Q queries, K = max_negatives, P passages at most = Q · (1 + K), E dims 
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -90,9 +90,10 @@ def make_batch(
     teachers: Sequence[np.ndarray] | None,
     examples: np.ndarray,
     shape: BinShape,
+    local: Container[int],
     max_negatives: int,
 ) -> Batch:
-    """`teachers`: vectors of each store's texts (`teacher.prepare`).
+    """`teachers`: vectors of each store's texts (`teacher.prepare`). Only texts of the shards `local` are read.
 
     Raises UserError where the texts do not fit the shape, naming the setting to raise.
     """
@@ -105,6 +106,8 @@ def make_batch(
         )
 
     def text(i):
+        if placement.bin[i] % shape.shards not in local:
+            return 0  # another process reads it
         source, record, which = texts.where[i]
         return stores[source].texts(record)[which]
 
@@ -142,14 +145,14 @@ class TrainData:
     fingerprint: str
     max_negatives: int
 
-    def batches(self, first: int, last: int, shape: BinShape) -> Iterator[Batch]:
-        """Batches of steps first + 1 … last, made ahead in the background."""
+    def batches(self, first: int, last: int, shape: BinShape, local: Container[int]) -> Iterator[Batch]:
+        """Batches of steps first + 1 … last, with the texts of the shards `local`, made ahead in the background."""
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        return iter(self.examples[first:last].map(partial(self.batch_of, shape)).to_iter_dataset(ahead))
+        return iter(self.examples[first:last].map(partial(self.batch_of, shape, local)).to_iter_dataset(ahead))
 
-    def batch_of(self, shape: BinShape, examples: np.ndarray) -> Batch:
+    def batch_of(self, shape: BinShape, local: Container[int], examples: np.ndarray) -> Batch:
         """The batch of a step's examples."""
-        return make_batch(self.stores, self.teachers, examples, shape, self.max_negatives)
+        return make_batch(self.stores, self.teachers, examples, shape, local, self.max_negatives)
 
     def where(self, step: int) -> list[str]:
         """The places in the user's files that the examples of a step came from."""

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 import e5jax
-from e5jax import command, files, manifest, tensors
+from e5jax import command, distributed, files, manifest, tensors
 from e5jax.errors import FailedError, UserError
 
 
@@ -43,17 +43,8 @@ class Checkpoints:
         """`facts`: what the steps belong to, JSON values, for their manifests."""
         self._folder = (Path(workdir) / "checkpoints").resolve()
         self._facts = dict(facts)
-        for left in self._folder.glob(f"{DELETED}*"):  # a run was killed while it deleted
-            shutil.rmtree(left, ignore_errors=True)
-        self._whole = []
-        for step in saved_steps(workdir):
-            if found := manifest.problems(self._folder / str(step)):
-                aside = files.partial(self._folder / f"set-aside-{step}")
-                aside = aside.with_name(aside.name.removeprefix("."))
-                (self._folder / str(step)).rename(aside)
-                log.warning("step %d is not used: %s. It was set aside as %s", step, _few(found), aside)
-            else:
-                self._whole.append(step)
+        # Process 0 looks after the folder, and says what is in it.
+        self._whole = distributed.agreed(self._tidied(workdir) if distributed.is_first() else None)
         # Orbax deletes by number, whole or not, so it may not delete.
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -62,6 +53,20 @@ class Checkpoints:
         )
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._sealing: tuple[int, concurrent.futures.Future] | None = None
+
+    def _tidied(self, workdir):
+        for left in self._folder.glob(f"{DELETED}*"):  # a run was killed while it deleted
+            shutil.rmtree(left, ignore_errors=True)
+        whole = []
+        for step in saved_steps(workdir):
+            if found := manifest.problems(self._folder / str(step)):
+                aside = files.partial(self._folder / f"set-aside-{step}")
+                aside = aside.with_name(aside.name.removeprefix("."))
+                (self._folder / str(step)).rename(aside)
+                log.warning("step %d is not used: %s. It was set aside as %s", step, _few(found), aside)
+            else:
+                whole.append(step)
+        return whole
 
     def latest(self) -> int | None:
         """The newest whole step."""
@@ -87,14 +92,15 @@ class Checkpoints:
     def _seal(self, step, facts):
         self._manager.wait_until_finished()
         folder = self._folder / str(step)
-        manifest.write(folder, facts)
-        if found := manifest.problems(folder):
-            raise OSError(f"read back, {_few(found)}")
+        if distributed.is_first():
+            manifest.write(folder, facts)
+            if found := manifest.problems(folder):
+                raise OSError(f"read back, {_few(found)}")
         self._whole.append(step)
         while len(self._whole) > KEPT:
-            # Renamed first: a run that is killed here leaves no half of a step.
             old = self._folder / str(self._whole.pop(0))
-            shutil.rmtree(old.replace(files.partial(old).with_name(f"{DELETED}{old.name}")))
+            if distributed.is_first():  # renamed first: a run that is killed here leaves no half of a step
+                shutil.rmtree(old.replace(files.partial(old).with_name(f"{DELETED}{old.name}")))
 
     def restore(self, step: int, params: nnx.State, opt_state):
         """-> (params, opt_state) of a step; the arguments are abstract: shapes, dtypes, layouts.

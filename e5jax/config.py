@@ -165,6 +165,25 @@ class PackingConfig:
 
 
 @frozen
+class DistributedConfig:
+    """Several processes that make one run: a host each, and the same command on all."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0. None: what the launcher says (a TPU pod on GKE, Slurm, Open MPI), or a single process."""
+    processes: int | None = None
+    process: int | None = None
+    """Which of them this is, from 0."""
+    heartbeat_s: int = 100
+    """Seconds without a sign of life after which a process counts as dead and the others end."""
+    step_limit_s: float | None = 3600
+    """Seconds that a step, an evaluation or a save may take; then all stacks are printed and the process ends."""
+
+    def __post_init__(self):
+        _require(self.heartbeat_s > 0, f"heartbeat_s must be positive, got {self.heartbeat_s}")
+        _require(self.step_limit_s is None or self.step_limit_s > 0, f"step_limit_s is {self.step_limit_s}")
+
+
+@frozen
 class OptimConfig:
     """AdamW, linear warm-up, linear decay to zero at the last step."""
 
@@ -210,6 +229,7 @@ class TrainConfig:
     """Steps between checkpoints; the last step always has one."""
     mesh: tuple[int, int, int] = (-1, 1, 1)
     """Devices along (data, fsdp, tensor). Frozen weights are copied over data, split over fsdp and tensor."""
+    distributed: DistributedConfig = DistributedConfig()
     remat: bool | None = None
     """Recompute each layer in the backward pass: about a third more work for a tenth of the memory. None: where that
     is the cheapest way to fit the memory."""

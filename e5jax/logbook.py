@@ -54,6 +54,19 @@ class Logbook:
             self._wandb.finish()
 
 
+class NoLogbook:
+    """That of a process that does not write."""
+
+    def write(self, row: dict) -> None:
+        """Nothing, and so below."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_rows(path: Path) -> list[dict]:
     """The whole rows of a metrics.jsonl; a torn last line is left out."""
     if not path.exists():

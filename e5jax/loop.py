@@ -7,16 +7,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from e5jax import files
+from e5jax import distributed, files
 from e5jax.batch import Batch
 from e5jax.checkpoint import Checkpoints
 from e5jax.errors import FailedError
-from e5jax.logbook import Logbook, Progress
+from e5jax.logbook import Logbook, NoLogbook, Progress
+from e5jax.watchdog import within
 
 
 class NonFiniteLossError(FailedError):
@@ -32,6 +34,8 @@ class Plan:
     checkpoint_every: int
     profile: tuple[int, int] | None
     """First and last step of an XProf trace."""
+    limit_s: float | None
+    """Seconds that a step, an evaluation or a save may take; see watchdog.py."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ def run(
     batches: Iterator[Batch],
     done: int,
     workdir: Path,
-    logbook: Logbook,
+    logbook: Logbook | NoLogbook,
     checkpoints: Checkpoints,
 ):
     """Steps done + 1 … plan.steps -> the last state.
@@ -66,9 +70,11 @@ def run(
     Raises NonFiniteLossError where the loss or gradient is not finite, SystemExit after a signal, once saved.
     """
     clock = _Clock()
+    limited = partial(within, plan.limit_s)
 
     def record(number, metrics, tokens):
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        with limited(f"step {number}"):
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             _stop_not_finite(workdir, number, metrics, parts.examples(number))
         speed = tokens / clock.lap()
@@ -85,7 +91,8 @@ def run(
 
     def evaluate(number):
         if parts.evaluate is not None:
-            row = {"step": number, **parts.evaluate(state.params, frozen)}
+            with limited(f"the evaluation after step {number}"):
+                row = {"step": number, **parts.evaluate(state.params, frozen)}
             logbook.write(row)
             progress.say(f"step {number}: held-out nDCG@10 {row['eval/ndcg@10']:.4f}")
         clock.lap()  # evaluating is not training time
@@ -107,7 +114,9 @@ def run(
 
             last = number == plan.steps
             measure = last or number % plan.eval_every == 0
-            save = last or number % plan.checkpoint_every == 0 or asked.signal
+            with limited(f"agreeing whether to stop after step {number}"):
+                signal_ = asked.after(number)
+            save = last or number % plan.checkpoint_every == 0 or signal_
             if measure or save:
                 record(*waiting)
                 waiting = None
@@ -115,19 +124,22 @@ def run(
                 evaluate(number)
             if save:
                 logbook.flush()  # before the checkpoint: a step that is saved is a step that is written down
-                checkpoints.save(number, state.params, state.opt_state)
+                with limited(f"saving step {number}"):
+                    checkpoints.save(number, state.params, state.opt_state)
                 clock.lap()
-            if asked.signal and not last:
-                checkpoints.wait()
+            if signal_ and not last:
+                with limited(f"saving step {number}"):
+                    checkpoints.wait()
                 print(f"stopped after step {number}, saved; the same command goes on", file=sys.stderr)
-                raise SystemExit(128 + asked.signal)
+                raise SystemExit(128 + signal_)
     return state
 
 
 def _stop_not_finite(workdir, number, metrics, examples):
     path = workdir / "nonfinite.json"
     said = {name: str(value) for name, value in metrics.items()}  # JSON has no NaN
-    files.write_json(path, {"step": number, **said, "examples": examples})
+    if distributed.is_first():
+        files.write_json(path, {"step": number, **said, "examples": examples})
     raise NonFiniteLossError(
         f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; nothing is saved from here. "
         f"Its examples: {', '.join(examples[:5])}{', …' if len(examples) > 5 else ''} (all of them in {path})"
@@ -146,12 +158,24 @@ class _Clock:
 
 
 class _Asked:
-    """Ctrl-C and SIGTERM: the first asks for an end after the step in progress, a second one ends at once."""
+    """Ctrl-C and SIGTERM: the first asks for an end after the step in progress, a second one ends at once.
+
+    Of several processes JAX hears SIGTERM, in whichever of them, and names the step after which all end.
+    """
 
     signal: int = 0
 
+    def after(self, step: int) -> int:
+        """The signal, where the run is to end after this step; else 0."""
+        if distributed.several():
+            return signal.SIGTERM if distributed.preempted(step) else 0
+        return self.signal
+
     @contextlib.contextmanager
     def listening(self):
+        if distributed.several():
+            yield
+            return
         try:
             before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not the main thread: signals are somebody else's

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -120,6 +121,21 @@ def batch_shardings(tree, mesh: Mesh, axis_of: Callable[[object], int | None]):
         return NamedSharding(mesh, P() if axis is None else P(*(None,) * axis, RULES["shards"]))
 
     return jax.tree.map(one, tree)
+
+
+def local_shards(mesh: Mesh) -> frozenset[int]:
+    """The shards whose bins lie on devices of this process."""
+    of_shard = mesh.devices.reshape(shard_count(mesh), -1)
+    mine = jax.process_index()
+    return frozenset(i for i, devices in enumerate(of_shard) if any(d.process_index == mine for d in devices))
+
+
+def put(tree, layouts):
+    """Host arrays -> arrays on devices; of several processes, each hands over what its own devices hold."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, layouts)
+    whole = lambda x, layout: jax.make_array_from_callback(np.shape(x), layout, lambda index: np.asarray(x)[index])
+    return jax.tree.map(whole, tree, layouts)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

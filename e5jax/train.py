@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from e5jax import checkpoint, command, flops, formats, heldout, loop, lora, models
+from e5jax import checkpoint, command, distributed, flops, formats, heldout, loop, lora, models
 from e5jax import config as configs
 from e5jax import schedule as schedules
 from e5jax import workdir as workdirs
@@ -33,11 +33,11 @@ from e5jax.config import FromScratch, Pretrained, TrainConfig
 from e5jax.errors import UserError
 from e5jax.evaluator import Evaluator, report
 from e5jax.layers import Dropout
-from e5jax.logbook import Logbook
+from e5jax.logbook import Logbook, NoLogbook
 from e5jax.optim import adamw, learning_rate
 from e5jax.packing import BinShape
 from e5jax.schedule import Schedule
-from e5jax.sharding import batch_shardings, make_mesh, replicated, shard_count
+from e5jax.sharding import batch_shardings, local_shards, make_mesh, put, replicated, shard_count
 from e5jax.step import TrainState, init_state, make_step, place_model, start_from
 
 
@@ -47,14 +47,19 @@ PROG = "python -m e5jax.train"
 def train(config: TrainConfig) -> dict[str, float]:
     """Run, or resume, what the config says -> the metrics of the last evaluation (without one: of the last step).
 
-    Raises UserError for what the user can mend, NonFiniteLossError where training broke down.
+    Of several processes, process 0 alone writes and prints. Raises UserError for what the user can mend,
+    NonFiniteLossError where training broke down.
     """
-    if jax.process_count() > 1:
-        raise UserError("several processes are not supported so far: run one with all devices")
+    distributed.start(config.distributed)
+    with distributed.first_speaks():
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> dict[str, float]:
     if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise UserError("wandb_project is set, but wandb is not installed: pip install wandb")
     mesh = make_mesh(config.mesh)
-    shards = shard_count(mesh)
+    shards, local = shard_count(mesh), local_shards(mesh)
     if config.batch_size % shards:
         raise UserError(f"batch_size {config.batch_size} is not a multiple of the {shards} devices that share it")
     workdir = Path(config.workdir).expanduser()
@@ -114,7 +119,7 @@ def train(config: TrainConfig) -> dict[str, float]:
                 seed=config.seed,
             )
             jitted = jax.jit(step, donate_argnums=1, out_shardings=(layout, replicated(mesh)))
-            batch = to_devices(train_data.batch_of(shape, train_data.examples[0]), mesh=mesh)
+            batch = to_devices(train_data.batch_of(shape, local, train_data.examples[0]), mesh=mesh)
             return jitted.lower(*abstract((teacher, state, frozen, batch))).compile()
 
         width = config.packing.widths[0]
@@ -128,9 +133,14 @@ def train(config: TrainConfig) -> dict[str, float]:
         )
         planned = plan_step(config, work, sample, mesh, workdirs.stored_plan(workdir, config, shards), compiled)
         facts_of_plan = facts, planned.schedule, planned.shape
+        distributed.agreed("all have looked at the workdir")  # from here on it is written to
         if stored is None:
-            workdirs.create(workdir, config, cfg, *facts_of_plan, tokenizer, nnx.to_pure_dict(frozen))
-        else:
+            base = nnx.to_pure_dict(frozen)
+            base = distributed.fetched(base) if workdirs.keeps_base(config) else base
+            if distributed.is_first():
+                workdirs.create(workdir, config, cfg, *facts_of_plan, tokenizer, base)
+            del base
+        elif distributed.is_first():
             workdirs.write_config(workdir, config, *facts_of_plan)
         with contextlib.closing(
             checkpoint.Checkpoints(workdir, {"config": command.to_json(config), **facts})
@@ -140,7 +150,7 @@ def train(config: TrainConfig) -> dict[str, float]:
                 like = abstract(state)
                 del state  # its memory is wanted
                 params, opt_state = checkpoints.restore(done, like.params, like.opt_state)
-                state = TrainState(jax.device_put(jnp.int32(done), replicated(mesh)), params, opt_state)
+                state = TrainState(put(np.int32(done), replicated(mesh)), params, opt_state)
                 del params, opt_state
                 print(f"{workdir}: going on after step {done}", flush=True)
 
@@ -161,12 +171,14 @@ def train(config: TrainConfig) -> dict[str, float]:
                 eval_every=config.eval_every,
                 checkpoint_every=config.checkpoint_every,
                 profile=configs.profile_range(config.profile_steps) if config.profile_steps else None,
+                limit_s=config.distributed.step_limit_s,
             )
             describe(config, cfg, state.params, planned, train_data, mesh)
-            batches = train_data.batches(done or 0, config.steps, planned.shape)
-            with contextlib.closing(Logbook(workdir, done, config.wandb_project)) as logbook:
+            batches = train_data.batches(done or 0, config.steps, planned.shape, local)
+            logbook = Logbook(workdir, done, config.wandb_project) if distributed.is_first() else NoLogbook()
+            with contextlib.closing(logbook):
                 loop.run(plan, parts, state, frozen, batches, done or 0, workdir, logbook, checkpoints)
-    return report(workdir, heldouts)
+    return distributed.agreed(report(workdir, heldouts) if distributed.is_first() else None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,7 +274,7 @@ def check_fits(config: TrainConfig, cfg: Architecture) -> None:
 
 def to_devices(batch, *, mesh: Mesh):
     """Bins to the shards that encode them, the rest to every device."""
-    return jax.device_put(batch, batch_shardings(batch, mesh, lambda x: 1 if x.ndim == 3 else None))
+    return put(batch, batch_shardings(batch, mesh, lambda x: 1 if x.ndim == 3 else None))
 
 
 def describe(

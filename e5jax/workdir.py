@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "profile_steps",
     "packing",
     "remat",
+    "distributed",
     "wandb_project",
     "data.cache",
 )
@@ -121,6 +122,11 @@ def stored_plan(workdir: Path, config: TrainConfig, shards: int) -> tuple[Schedu
     return Schedule(**schedule), BinShape(**{**shape, "rows": tuple(map(tuple, shape["rows"]))})
 
 
+def keeps_base(config: TrainConfig) -> bool:
+    """Whether the frozen weights come from nowhere else, and so go into the workdir."""
+    return isinstance(config.model, FromScratch) and config.lora is not None
+
+
 def create(
     workdir: Path,
     config: TrainConfig,
@@ -137,7 +143,7 @@ def create(
     try:
         partial.mkdir(parents=True)
         tokenizer.save(partial / "tokenizer")
-        if isinstance(config.model, FromScratch) and config.lora is not None:
+        if keeps_base(config):
             # Latents are trained beside the adapters, so they are none of the base's.
             hf.save(frozen, dataclasses.replace(cfg, pooling="last"), config.model.dtype, partial / "base")
         write_config(partial, config, facts, schedule, shape)

@@ -17,6 +17,7 @@ from e5jax.records import Source
 
 
 SHAPE = BinShape(chunks=3, shards=2, rows=((16, 2), (8, 2)), slots=12)
+ALL = range(2)  # the shards of one process
 
 
 def store(*records):
@@ -55,7 +56,7 @@ def text_at(batch, vector, shape=SHAPE):
 
 
 def test_every_different_passage_stands_once_and_every_query_finds_its_own():
-    batch = make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, max_negatives=1)
+    batch = make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, ALL, max_negatives=1)
     assert [text_at(batch, vector) for vector in batch.query_Q] == QUERIES
     passages = [text_at(batch, vector) for vector in batch.passage_P[batch.valid_P]]
     assert sorted(passages) == PASSAGES
@@ -63,7 +64,7 @@ def test_every_different_passage_stands_once_and_every_query_finds_its_own():
 
 
 def test_a_query_is_no_passage_though_its_text_may_be_one():
-    batch = make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, max_negatives=1)
+    batch = make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, ALL, max_negatives=1)
     assert not set(batch.query_Q) & set(batch.passage_P[batch.valid_P])
     assert len(set(batch.query_Q)) == len(EXAMPLES)  # equal queries are encoded each
 
@@ -87,19 +88,30 @@ def test_the_order_of_texts_follows_from_the_stored_hashes():
 
 
 def test_batches_of_other_lengths_and_fewer_passages_have_the_same_shapes():
-    large = make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, max_negatives=1)
-    small = make_batch((FIRST, SECOND), None, EXAMPLES[[1, 4, 1, 4, 1]], SHAPE, max_negatives=1)
+    large = make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, ALL, max_negatives=1)
+    small = make_batch((FIRST, SECOND), None, EXAMPLES[[1, 4, 1, 4, 1]], SHAPE, ALL, max_negatives=1)
     assert large.valid_P.sum() == 5 and small.valid_P.sum() == 1
     assert large.passage_P.shape == (10,)
     facts = lambda batch: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), batch)
     assert facts(large) == facts(small)
 
 
+def test_a_process_reads_the_texts_of_its_own_shards_and_plans_all_of_them():
+    whole, *parts = (
+        make_batch((FIRST, SECOND), None, EXAMPLES, SHAPE, local, max_negatives=1) for local in (ALL, {0}, {1})
+    )
+    for shard, part in enumerate(parts):
+        np.testing.assert_array_equal(part.bins.tokens_CST[:, shard], whole.bins.tokens_CST[:, shard])
+        assert not part.bins.tokens_CST[:, 1 - shard].any() and whole.bins.tokens_CST[:, 1 - shard].any()
+        planned = lambda batch: dataclasses.replace(batch, bins=dataclasses.replace(batch.bins, tokens_CST=None))
+        jax.tree.map(np.testing.assert_array_equal, planned(part), planned(whole))
+
+
 @pytest.mark.parametrize("shape", [{"chunks": 1, "shards": 1, "slots": 4}, {"rows": ((8, 9),)}], ids=str)
 def test_a_batch_that_does_not_fit_is_refused_with_the_setting_to_raise(shape):
     settings = dict(chunks=3, shards=2, rows=((16, 2), (8, 2)), slots=12) | shape
     with pytest.raises(UserError, match=r"packing\.spare"):
-        make_batch((FIRST, SECOND), None, EXAMPLES, BinShape(**settings), max_negatives=1)
+        make_batch((FIRST, SECOND), None, EXAMPLES, BinShape(**settings), ALL, max_negatives=1)
 
 
 def shape_of(lengths, whole):

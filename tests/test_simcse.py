@@ -16,7 +16,7 @@ TEXTS = ([5, 6, 7], [8, 9], [5, 6, 7], [3, 4, 5, 6])  # a file may hold a line t
 
 def batch():
     stores = (store(*((text, text) for text in TEXTS)),)
-    return make_batch(stores, None, np.array([[0, i] for i in range(4)]), SHAPE, 0)
+    return make_batch(stores, None, np.array([[0, i] for i in range(4)]), SHAPE, range(1), 0)
 
 
 def test_every_text_is_a_query_and_a_passage_of_its_own():

@@ -113,16 +113,16 @@ def run(
             waiting = (number, metrics, tokens)
 
             last = number == plan.steps
-            measure = last or number % plan.eval_every == 0
-            with limited(f"agreeing whether to stop after step {number}"):
-                signal_ = asked.after(number)
-            save = last or number % plan.checkpoint_every == 0 or signal_
-            if measure or save:
+            if last or number % plan.eval_every == 0:
                 record(*waiting)
                 waiting = None
-            if measure:
                 evaluate(number)
-            if save:
+            with limited(f"agreeing whether to stop after step {number}"):
+                signal_ = asked.after(number)
+            if last or number % plan.checkpoint_every == 0 or signal_:
+                if waiting is not None:
+                    record(*waiting)
+                    waiting = None
                 logbook.flush()  # before the checkpoint: a step that is saved is a step that is written down
                 with limited(f"saving step {number}"):
                     checkpoints.save(number, state.params, state.opt_state)

@@ -1,19 +1,24 @@
-"""The launch scripts say what they will do, and do it: gcloud and srun are stand-ins that record their calls."""
+"""The launch scripts say what they will do, and do it; gcloud, kubectl, srun are stand-ins that record their calls."""
 
 import json
 import os
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 TRAIN = ["--config", "configs/e5_mistral_7b.py", "--workdir", "/shared/a run"]
 RUN = ["--name", "pod", "--zone", "z", "--", *TRAIN]
 QUEUED = ["--name", "pod", "--zone", "z", "--type", "v5e-256", "--runtime", "r", "--spot", "--", *TRAIN]
+GKE = ["--name", "pod", "--image", "i/e5jax", "--accelerator", "tpu-v5p-slice", "--topology", "8x8x8", "--spot"]
+GKE += ["--service-account", "writer", "--", *TRAIN]
 STAND_IN = """#!{python}
 import json, os, sys
 from pathlib import Path
@@ -21,7 +26,8 @@ folder = Path(os.environ["STAND_IN"])
 name, words = Path(sys.argv[0]).name, sys.argv[1:]
 with (folder / "calls").open("a") as calls:
     calls.write(json.dumps([name, *words]) + "\\n")
-key = "describe" if "describe" in words else "train" if any("e5jax.train" in word for word in words) else ""
+training = any("e5jax.train" in word for word in words)
+key = "describe" if {{"describe", "get"}} & {{*words}} else "train" if training else ""
 script = folder / key if key else None
 if script and script.exists():
     first, *rest = script.read_text().splitlines()
@@ -31,13 +37,15 @@ if script and script.exists():
     if first == "ABSENT":
         sys.exit(1)
     print(first)
+if "apply" in words:
+    (folder / "applied").write_text(sys.stdin.read())
 """
 
 
 @pytest.fixture
 def ran(tmp_path):
     """`ran(script, words, **answers)` -> (exit status, output, calls); an answer is the lines a kind of call gives."""
-    for name in ("gcloud", "srun"):
+    for name in ("gcloud", "kubectl", "srun"):
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(STAND_IN.format(python=sys.executable))
@@ -52,7 +60,7 @@ def ran(tmp_path):
             "STAND_IN": str(tmp_path),
             "POLL_SECONDS": "0.01",
         }
-        line = ["bash", str(LAUNCH / script), *words]
+        line = [sys.executable if script.endswith(".py") else "bash", str(LAUNCH / script), *words]
         done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
         calls = tmp_path / "calls"
         found = [json.loads(call) for call in calls.read_text().splitlines()] if calls.exists() else []
@@ -106,26 +114,70 @@ def test_slurm_runs_one_command_on_all_nodes(ran):
     assert calls == [["srun", "--kill-on-bad-exit=1", ".venv/bin/python", "-m", "e5jax.train", *TRAIN]]
 
 
+def valid(manifest):
+    """As JobSet's own schema reads it; a field that it does not know is lost on the way."""
+    assert JobsetV1alpha2JobSet.from_dict(manifest).to_dict() == manifest
+    return manifest
+
+
+def test_the_jobset_is_one_as_it_stands():
+    valid(yaml.safe_load((LAUNCH / "gke" / "jobset.yaml").read_text()))
+
+
+def test_a_jobset_is_filled_in_submitted_and_followed_to_its_end(ran, tmp_path):
+    status, said, calls = ran("gke/submit.py", GKE, describe=["", " 1", "Completed 1"])
+    assert status == 0 and [line.split()[1:] for line in said.splitlines()[-3:]] == [
+        ["pod:", "under", "way"],
+        ["pod:", "1"],
+        ["pod:", "Completed", "1"],
+    ]
+    assert [call[3] for call in calls] == ["apply", "get", "get", "get"]
+    applied = valid(yaml.safe_load((tmp_path / "applied").read_text()))
+    job = applied["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    assert (job["parallelism"], job["completions"]) == (128, 128)  # 512 chips
+    assert pod["containers"][0]["args"] == TRAIN and pod["serviceAccountName"] == "writer"
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "8x8x8"
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true" and pod["tolerations"]
+
+
+@pytest.mark.parametrize("end", ["Failed 3", "ABSENT"])
+def test_a_jobset_that_failed_or_cannot_be_asked_about_for_long_is_a_failure(ran, end):
+    status, said, _ = ran("gke/submit.py", GKE, describe=["", end])
+    assert status == 1 and ("Failed 3" in said or "cannot be asked" in said)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda"])
+def test_a_container_is_built_from_what_is_there(name):
+    lines = (LAUNCH / f"Dockerfile.{name}").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert copied and all((LAUNCH.parent / word).exists() for word in copied)
+    extras = tomllib.loads((LAUNCH.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {name, "gcs"} <= {*extras} and any(f"'.[{name},gcs]'" in line for line in lines)
+    assert any(line.startswith("USER ") for line in lines)  # not root
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [
         ("tpu_run.sh", ["--dry-run", *RUN]),
         ("tpu_queued_resource.sh", ["--dry-run", *QUEUED]),
         ("slurm.sbatch", ["--dry-run", *TRAIN]),
+        ("gke/submit.py", ["--dry-run", *GKE]),
     ],
 )
 def test_a_dry_run_prints_the_commands_and_runs_none(ran, script, words):
     status, said, calls = ran(script, words)
-    assert status == 0 and not calls and "-m e5jax.train" in said
+    assert status == 0 and not calls and "configs/e5_mistral_7b.py" in said
 
 
-@pytest.mark.parametrize("script", ["tpu_run.sh", "tpu_queued_resource.sh", "slurm.sbatch"])
+@pytest.mark.parametrize("script", ["tpu_run.sh", "tpu_queued_resource.sh", "slurm.sbatch", "gke/submit.py"])
 @pytest.mark.parametrize("words", [[], ["--nmae", "pod"]])
 def test_wrong_words_are_a_usage_error(ran, script, words):
     if script == "slurm.sbatch" and words:
         return  # they are training's
     status, said, calls = ran(script, words)
-    assert status == 2 and f"launch/{script}" in said and not calls
+    assert status == 2 and Path(script).name in said and not calls
 
 
 def test_local_processes_are_told_who_they_are():

@@ -30,8 +30,8 @@ test: $(VENV)/test  ## everything that is quick
 test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long claims
 	$(RUN) -m pytest -m slow
 
-test-faults: $(VENV)/test  ## kills at twenty random moments, every fault of a server
-	$(RUN) -m pytest -m faults
+test-faults: $(VENV)/test  ## kills at random moments, dead and stuck processes, every fault of a server and a disk
+	$(RUN) -m pytest -n 2 --dist loadfile -m faults
 
 test-scale: $(VENV)/test  ## a million texts: memory, killed and resumed
 	$(RUN) -m pytest -m scale -s

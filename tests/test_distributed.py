@@ -26,7 +26,8 @@ from tests.test_train import LoraConfig, tiny_config
 
 
 def get_config():
-    return tiny_config({workdir!r}, {cache!r}, lora=LoraConfig(rank=2, alpha=4.0){more})
+    changes = dict(steps=20, eval_every=20, checkpoint_every=2, lora=LoraConfig(rank=2, alpha=4.0)){more}
+    return tiny_config({workdir!r}, {cache!r}, **changes)
 """
 
 
@@ -82,7 +83,8 @@ def launch(folder, processes, devices, more="", words=()):
     ]
     line += ["--", "-m", "e5jax.train", "--config", str(path), "--distributed.heartbeat-s", "10", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, **pipes)
+    quickly = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled in half the time
+    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, **quickly}, **pipes)
 
 
 def finished(folder, processes, devices, **options):
@@ -106,40 +108,49 @@ def alone(tmp_path_factory):
     return folder
 
 
-def same(folder, alone, tolerance):
+def same(folder, alone, first, all_):
+    """Same steps and tokens; the first loss and all of them within these."""
     for key in ("loss", "tokens", "eval/ndcg@10"):
         (steps, values), (expected_steps, expected) = rows(folder, key), rows(alone, key)
         assert steps == expected_steps
-        np.testing.assert_allclose(values, expected, rtol=tolerance, err_msg=key)
+        np.testing.assert_allclose(values[0], expected[0], rtol=first, err_msg=key)
+        np.testing.assert_allclose(values, expected, rtol=0 if key == "tokens" else all_, err_msg=key)
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_run_that_one_makes_and_one_of_them_speaks(alone, tmp_path):
     said = finished(tmp_path, 2, 2)
-    same(tmp_path, alone, 1e-6)
+    same(tmp_path, alone, 1e-6, 1e-6)
     assert "[0] | nDCG@10 |" in said and "[1] | nDCG@10 |" not in said
-    stored = json.loads((tmp_path / "run" / "checkpoints" / "6" / "MANIFEST.json").read_text())
-    assert stored["facts"]["step"] == 6
+    stored = json.loads((tmp_path / "run" / "checkpoints" / "20" / "MANIFEST.json").read_text())
+    assert stored["facts"]["step"] == 20
     vectors = [e5jax.Encoder.load(str(folder / "run")).encode(["one", "two"]) for folder in (tmp_path, alone)]
     np.testing.assert_allclose(*vectors, atol=1e-6)
 
 
 @pytest.mark.faults
-def test_four_processes_with_the_base_split_over_them_make_it_too(alone, tmp_path):
-    finished(tmp_path, 4, 1, words=("--mesh", "1", "-1", "1"))
-    same(tmp_path, alone, 1e-5)
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh", "all_"),
+    [(4, 1, "-1 1 1", 1e-6), (4, 1, "1 -1 1", 1e-4), (2, 1, "-1 1 1", 1e-4)],
+    ids=["four", "four with the base split", "fewer devices"],
+)
+def test_other_numbers_of_processes_make_it_too(alone, tmp_path, processes, devices, mesh, all_):
+    finished(tmp_path, processes, devices, words=("--mesh", *mesh.split()))
+    same(tmp_path, alone, 1e-6, all_)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (1, 1), (1, 4), (4, 1)])
 def test_a_run_of_two_processes_goes_on_with_another_number(alone, tmp_path, processes, devices):
     started = launch(tmp_path, 2, 2)
     until_saved(tmp_path, started, 2)
-    started.send_signal(signal.SIGTERM)
-    said, _ = started.communicate(timeout=120)
-    assert started.returncode == 128 + signal.SIGTERM, said
-    finished(tmp_path, processes, devices)
-    same(tmp_path, alone, 1e-4)
+    for process in children(started).values():
+        os.kill(process, signal.SIGKILL)
+    started.communicate(timeout=120)
+    assert len(rows(tmp_path, "loss")[0]) < 20
+    said = finished(tmp_path, processes, devices)
+    assert "going on after step" in said
+    same(tmp_path, alone, 1e-6, 1e-6 if processes * devices == 4 else 1e-4)
 
 
 def until_saved(folder, started, step):
@@ -160,7 +171,7 @@ def children(started):
     return found
 
 
-LONG = ", steps=4000, eval=()"
+LONG = " | dict(steps=4000, eval=())"
 
 
 @pytest.mark.faults

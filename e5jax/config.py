@@ -227,6 +227,8 @@ class TrainConfig:
     """Steps between evaluations on held-out pairs; there is always one before the first step and after the last."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step always has one."""
+    skip_non_finite: int = 0
+    """Steps in a row that may have no finite loss or gradient and are left out; one more stops the run."""
     mesh: tuple[int, int, int] = (-1, 1, 1)
     """Devices along (data, fsdp, tensor). Frozen weights are copied over data, split over fsdp and tensor."""
     distributed: DistributedConfig = DistributedConfig()
@@ -251,6 +253,7 @@ class TrainConfig:
             self.checkpoint_every > 0,
             f"checkpoint_every must be positive, got {self.checkpoint_every}",
         )
+        _require(self.skip_non_finite >= 0, f"skip_non_finite must not be negative, got {self.skip_non_finite}")
         widest, longest = self.packing.widths[0], self.data.max_length
         _require(
             widest >= longest,

@@ -107,6 +107,11 @@ class Progress:
             left = (now - when) / (row["step"] - step) * (self._steps - row["step"])
             print(f"step {row['step']}/{self._steps}: {said}, {left:.0f} s left", flush=True)
 
+    def left_out(self, line: str) -> None:
+        """A step that is over and changed nothing; the line says why."""
+        self._bar.update()
+        self.say(line)
+
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
         if self._terminal:

@@ -22,7 +22,7 @@ from e5jax.watchdog import within
 
 
 class NonFiniteLossError(FailedError):
-    """The loss or the gradient is not a number; the run stopped before saving it."""
+    """The loss or the gradient is not a number, and not for the first time; the run stopped before saving."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class Plan:
     checkpoint_every: int
     profile: tuple[int, int] | None
     """First and last step of an XProf trace."""
+    skip_non_finite: int
+    """Steps in a row without a finite loss that are left out."""
     limit_s: float | None
     """Seconds that a step, an evaluation or a save may take; see watchdog.py."""
 
@@ -67,16 +69,19 @@ def run(
 ):
     """Steps done + 1 … plan.steps -> the last state.
 
-    Raises NonFiniteLossError where the loss or gradient is not finite, SystemExit after a signal, once saved.
+    Raises NonFiniteLossError where too many losses in a row are not finite, SystemExit after a signal, once saved.
     """
     clock = _Clock()
     limited = partial(within, plan.limit_s)
+    not_finite = _NotFinite(workdir, plan.skip_non_finite)
 
     def record(number, metrics, tokens):
         with limited(f"step {number}"):
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            _stop_not_finite(workdir, number, metrics, parts.examples(number))
+        if said := not_finite.seen(number, metrics, parts.examples):
+            progress.left_out(said)
+            clock.lap()
+            return
         speed = tokens / clock.lap()
         row = {
             "step": number,
@@ -135,15 +140,30 @@ def run(
     return state
 
 
-def _stop_not_finite(workdir, number, metrics, examples):
-    path = workdir / "nonfinite.json"
-    said = {name: str(value) for name, value in metrics.items()}  # JSON has no NaN
-    if distributed.is_first():
-        files.write_json(path, {"step": number, **said, "examples": examples})
-    raise NonFiniteLossError(
-        f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; nothing is saved from here. "
-        f"Its examples: {', '.join(examples[:5])}{', …' if len(examples) > 5 else ''} (all of them in {path})"
-    )
+class _NotFinite:
+    """Steps whose loss or gradient is no number: written down with their examples, for replay; too many end the run.
+
+    Such a step has changed no parameter, so nothing of it is ever saved.
+    """
+
+    def __init__(self, workdir: Path, allowed: int):
+        self._workdir, self._allowed, self._in_a_row = workdir, allowed, 0
+
+    def seen(self, number: int, metrics: dict[str, float], examples: Callable[[int], list[str]]) -> str | None:
+        """What is to be said of a step that was left out; None of a sound one. Raises NonFiniteLossError."""
+        if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
+            self._in_a_row = 0
+            return None
+        self._in_a_row += 1
+        its, path = examples(number), self._workdir / f"nonfinite-{number}.json"
+        if distributed.is_first():
+            told = {name: str(value) for name, value in metrics.items()}  # JSON has no NaN
+            files.write_json(path, {"step": number, **told, "examples": its})
+        said = f"step {number}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"
+        where = f"Its examples: {', '.join(its[:5])}{', …' if len(its) > 5 else ''} (all of them in {path})"
+        if self._in_a_row > self._allowed:
+            raise NonFiniteLossError(f"{said}; nothing is saved from here. {where}")
+        return f"{said}; it is left out. {where}"
 
 
 class _Clock:

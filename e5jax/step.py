@@ -49,6 +49,7 @@ def make_step(
 ) -> Callable:
     """-> step(teacher, state, frozen, batch) -> (state, metrics). Gradients exist for `state.params` alone.
 
+    A step whose loss or gradient is not finite changes nothing but the count of steps, as optax's `apply_if_finite`.
     `kept`, `remat`: see `loss.encode` and `layers.scan`. `teacher`: the weights of a live teacher; None without one.
     """
 
@@ -73,9 +74,13 @@ def make_step(
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss_, metrics), grads = value_and_grad(state.params, frozen, teacher, batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss_, **metrics, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        updated = optax.apply_updates(state.params, updates), opt_state
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss_) & jnp.isfinite(norm)
+        # Counts go on: the learning rate is that of the step, whatever became of the steps before.
+        keep = lambda new, old: jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
+        params, opt_state = jax.tree.map(keep, updated, (state.params, state.opt_state))
+        return TrainState(state.step + 1, params, opt_state), {"loss": loss_, **metrics, "grad_norm": norm}
 
     return step
 

@@ -171,6 +171,7 @@ def _train(config: TrainConfig) -> dict[str, float]:
                 eval_every=config.eval_every,
                 checkpoint_every=config.checkpoint_every,
                 profile=configs.profile_range(config.profile_steps) if config.profile_steps else None,
+                skip_non_finite=config.skip_non_finite,
                 limit_s=config.distributed.step_limit_s,
             )
             describe(config, cfg, state.params, planned, train_data, mesh)

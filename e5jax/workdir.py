@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "workdir",
     "eval_every",
     "checkpoint_every",
+    "skip_non_finite",
     "mesh",
     "extend",
     "profile_steps",

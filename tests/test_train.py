@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import e5jax
-from e5jax import heldout, manifest, schedule
+from e5jax import heldout, loop, manifest, schedule
 from e5jax import train as training
 from e5jax import workdir as workdirs
 from e5jax.config import (
@@ -241,8 +242,6 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path, cache):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, cache, monkeypatch, capsys):
-    from e5jax import loop
-
     real = loop.jax.device_get
     calls = iter(range(100))
     broken = lambda tree: {**real(tree), "loss": float("nan")} if next(calls) == 2 else real(tree)
@@ -251,9 +250,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, ca
         training.train(tiny_config(tmp_path / "run", cache))
     saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
     assert max(saved) == 2
-    report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    report = json.loads((tmp_path / "run" / "nonfinite-3.json").read_text())
     assert report["step"] == 3 and len(report["examples"]) == 8
     assert all(where.startswith(TRAIN + ":") for where in report["examples"])
+
+
+def with_broken_steps(monkeypatch, *numbers):
+    """The base is not a number in these steps, which then may change counts alone."""
+    real, calls = training.plan_step, iter(range(1, 100))
+
+    def broken(*arguments):
+        planned = real(*arguments)
+
+        def step(teacher, state, frozen, batch):
+            if next(calls) not in numbers:
+                return planned.step(teacher, state, frozen, batch)
+            before = jax.device_get(state)
+            state, metrics = planned.step(teacher, state, jax.tree.map(lambda x: x * jnp.nan, frozen), batch)
+            for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
+                np.testing.assert_array_equal(new, old if np.issubdtype(old.dtype, np.floating) else old + 1)
+            return state, metrics
+
+        return dataclasses.replace(planned, step=step)
+
+    monkeypatch.setattr(training, "plan_step", broken)
+
+
+def test_steps_that_are_not_finite_are_left_out_if_so_many_in_a_row_are_allowed(tmp_path, cache, monkeypatch, capsys):
+    settings = dict(lora=LoraConfig(rank=2, alpha=4.0), eval=(), checkpoint_every=100)
+    with monkeypatch.context() as patch:
+        with_broken_steps(patch, 2, 4, 5)
+        training.train(tiny_config(tmp_path / "run", cache, skip_non_finite=2, **settings))
+    assert list(losses(tmp_path / "run")) == [1, 3, 6] and "step 5: loss nan" in capsys.readouterr().out
+    examples = [json.loads((tmp_path / "run" / f"nonfinite-{step}.json").read_text())["examples"] for step in (2, 4)]
+    assert len(examples[0]) == 8 and examples[0] != examples[1]
+    assert np.isfinite(e5jax.Encoder.load(str(tmp_path / "run")).encode(["a text"])).all()
+    with monkeypatch.context() as patch:
+        with_broken_steps(patch, 2, 3)
+        with pytest.raises(loop.NonFiniteLossError, match="step 3"):
+            training.train(tiny_config(tmp_path / "again", cache, skip_non_finite=1, **settings))
 
 
 def test_the_base_s_bytes_are_unchanged_by_training_adapters(tmp_path, finished, cache):

@@ -4,7 +4,11 @@ Names are loaded when they are first used (PEP 562), so `import e5jax` alone bri
 """
 
 import importlib
+import warnings
 
+
+# gcsfs brings Google's libraries, which announce in every process when they will leave a Python behind.
+warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning, "google")
 
 __version__ = "0.1.0"
 

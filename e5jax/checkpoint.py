@@ -15,14 +15,14 @@ import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
 import e5jax
-from e5jax import command, distributed, files, manifest, tensors
+from e5jax import command, distributed, files, manifest, places, tensors
 from e5jax.errors import FailedError, UserError
 
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 """Whole steps that stay; an older one goes once a newer one was read back and found whole."""
-DELETED = ".deleted-"
 
 
 class Checkpoints:
@@ -41,7 +40,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, facts: Mapping):
         """`facts`: what the steps belong to, JSON values, for their manifests."""
-        self._folder = (Path(workdir) / "checkpoints").resolve()
+        self._folder = _absolute(workdir / "checkpoints")
         self._facts = dict(facts)
         # Process 0 looks after the folder, and says what is in it.
         self._whole = distributed.agreed(self._tidied(workdir) if distributed.is_first() else None)
@@ -55,7 +54,7 @@ class Checkpoints:
         self._sealing: tuple[int, concurrent.futures.Future] | None = None
 
     def _tidied(self, workdir):
-        for left in self._folder.glob(f"{DELETED}*"):  # a run was killed while it deleted
+        for left in self._folder.glob(f"{files.DELETED}*"):  # a run was killed while it deleted
             shutil.rmtree(left, ignore_errors=True)
         whole = []
         for step in saved_steps(workdir):
@@ -99,8 +98,8 @@ class Checkpoints:
         self._whole.append(step)
         while len(self._whole) > KEPT:
             old = self._folder / str(self._whole.pop(0))
-            if distributed.is_first():  # renamed first: a run that is killed here leaves no half of a step
-                shutil.rmtree(old.replace(files.partial(old).with_name(f"{DELETED}{old.name}")))
+            if distributed.is_first():
+                files.remove_tree(old)
 
     def restore(self, step: int, params: nnx.State, opt_state):
         """-> (params, opt_state) of a step; the arguments are abstract: shapes, dtypes, layouts.
@@ -166,18 +165,23 @@ def _few(found):
 def read_params(step_dir: Path, abstract: dict) -> dict:
     """The parameters of one step's directory, into the layout of `abstract` (ShapeDtypeStructs with shardings)."""
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(step_dir.resolve() / "params", abstract)
+        return checkpointer.restore(_absolute(step_dir) / "params", abstract)
+
+
+def _absolute(path):
+    """As Orbax wants it; in a bucket every path is."""
+    return path.resolve() if isinstance(path, Path) else path
 
 
 def saved_steps(workdir: Path) -> list[int]:
     """The numbers among a workdir's checkpoints, in order, whole or not."""
-    return sorted(int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit())
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
 
 
 def newest_whole(workdir: Path) -> Path | None:
     """The directory of the newest step whose parameters are whole; says which it passed over and why."""
     for step in reversed(saved_steps(workdir)):
-        step_dir = Path(workdir) / "checkpoints" / str(step)
+        step_dir = workdir / "checkpoints" / str(step)
         if not (found := manifest.problems(step_dir, "params")):
             return step_dir
         log.warning("%s is not used: %s", step_dir, _few(found))
@@ -198,6 +202,14 @@ def find_step(path: Path) -> tuple[Path, Path]:
     return path, step_dir
 
 
+def brought(name: str) -> Path:
+    """Where a model is on this machine; of a step's directory in a bucket, its run comes along."""
+    path = PurePosixPath(name)
+    if places.is_remote(name) and path.parent.name == "checkpoints":
+        return places.local(name.rsplit("/checkpoints/", 1)[0]) / "checkpoints" / path.name
+    return places.local(name)
+
+
 def digest(step_dir: Path) -> str:
     """sha256 over the files of a step's parameters."""
     return tensors.digest_files(sorted(path for path in (step_dir / "params").rglob("*") if path.is_file()))
@@ -214,8 +226,8 @@ def _verify(step_dir):
 
 
 def _list(step_dir):
-    listed = [path.stat() for path in step_dir.rglob("*") if path.is_file()]
-    return {"files": len(listed), "bytes": sum(file.st_size for file in listed)}
+    sizes = files.sizes(step_dir)
+    return {"files": len(sizes), "bytes": sum(sizes.values())}
 
 
 COMMANDS = {"verify": _verify, "list": _list}
@@ -225,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """One JSON line a step; `verify` exits with 1 where one is not whole."""
     parser = argparse.ArgumentParser(prog="python -m e5jax.checkpoint", description="The checkpoints of a run.")
     parser.add_argument("command", choices=COMMANDS, help="verify: read every file; list: what there is")
-    parser.add_argument("workdir", type=Path, metavar="DIR", help="of a run")
+    parser.add_argument("workdir", type=places.place, metavar="DIR", help="of a run")
     words = parser.parse_args(argv)
 
     def work():

@@ -10,13 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import PurePath
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from e5jax import command, corpus, vectors
+from e5jax import command, corpus, places, vectors
 from e5jax import config as configs
 from e5jax.config import EncodeConfig
 from e5jax.corpus import Corpus
@@ -40,7 +40,7 @@ def encode(config: EncodeConfig) -> dict | None:
         raise UserError("standard input cannot be shared among processes: write it to a file")
     texts = corpus.count(source)
     instruction = config.instruction if config.task is None else for_task(config.task)
-    output = Path(config.output).expanduser()
+    output = places.place(config.output)
     vectors.check_folder(output)
     encoder = Encoder.load(config.model, max_length=config.max_length, dtype=config.dtype, mesh=local_mesh())
     dims = vectors.Kept(dims=config.dims, quantize=config.quantize).check(encoder.model.cfg.dim)
@@ -50,7 +50,7 @@ def encode(config: EncodeConfig) -> dict | None:
         "model": config.model,
         "digest": encoder.digest,
         "tokenizer": encoder.tokenizer.digest,
-        "input": Path(config.input).name,
+        "input": PurePath(config.input).name,
         "fingerprint": corpus.fingerprint(source),
         "field": config.field,
         "id_field": config.id_field,

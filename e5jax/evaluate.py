@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from e5jax import command, compare, passkey, results, tasks
+from e5jax import command, compare, passkey, places, results, tasks
 from e5jax.compare import Difference
 from e5jax.config import EvaluateConfig
 from e5jax.decoder import DecoderConfig
@@ -39,10 +39,14 @@ def evaluate(config: EvaluateConfig) -> list[Results] | list[Difference]:
 
     Raises UserError for what the user can mend.
     """
-    output = Path(config.output).expanduser()
+    with places.output(config.output) as output:
+        return _evaluate(config, output)
+
+
+def _evaluate(config: EvaluateConfig, output: Path) -> list[Results] | list[Difference]:
     if config.compare is not None:
         results.check_folder(output, "compare.json")
-        a, b = (results.read_folder(Path(folder).expanduser()) for folder in config.compare)
+        a, b = (results.read_folder(places.local(folder)) for folder in config.compare)
         rows = compare.write(output, a, b)
         print(compare.report(a.model, b.model, rows))
         return rows
@@ -93,7 +97,7 @@ def _measure(name: str, todo: list, lengths: Sequence[int], folder: Path, config
     elif name == BM25:
         facts = {}
     else:
-        folder_digest = _digest(Path(name.removeprefix(SENTENCE_TRANSFORMERS)))
+        folder_digest = _digest(Path(places.named(name.removeprefix(SENTENCE_TRANSFORMERS))))
         facts = {"digest": folder_digest, "max_length": config.max_length, "dtype": config.dtype}
     identity = {
         **facts,

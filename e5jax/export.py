@@ -23,7 +23,7 @@ import huggingface_hub
 from flax import nnx
 from safetensors import SafetensorError
 
-from e5jax import checkpoint, command, hf, model_card, models, peft_format, st_format
+from e5jax import checkpoint, command, hf, model_card, models, peft_format, places, st_format
 from e5jax import workdir as workdirs
 from e5jax.config import ExportConfig
 from e5jax.errors import FailedError, UserError
@@ -59,12 +59,16 @@ def export(config: ExportConfig) -> Path:
 
     Raises UserError for what the user can mend, FailedError where the hub does not take the folder.
     """
-    output = Path(config.output).expanduser().absolute()
+    with places.output(config.output) as output:
+        return _export(config, output.absolute())
+
+
+def _export(config: ExportConfig, output: Path) -> Path:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output} is there already and not empty: choose another --output")
     token = None if config.push_to_hub is None else hub_token(config.push_to_hub)
-    results = None if config.results is None else model_card.read_results(Path(config.results).expanduser())
-    run = find_run(Path(config.checkpoint).expanduser())
+    results = None if config.results is None else model_card.read_results(places.local(config.results))
+    run = find_run(checkpoint.brought(config.checkpoint))
     parts = read_merged(config, run) if config.form == "merged" else read_adapter(config, run, output)
     if parts.pooling == "latent":
         raise UserError("latent pooling has no place in other libraries' files: only e5jax reads such a model")

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -19,7 +20,9 @@ from e5jax.pictures import pyplot, save
 class Logbook:
     """Rows go to metrics.jsonl, TensorBoard and, if wanted, Weights & Biases."""
 
-    def __init__(self, workdir: Path, restored: int | None, wandb_project: str | None):
+    def __init__(self, workdir: Path, restored: int | None, wandb_project: str | None, sent: Callable[[], None]):
+        """`sent`: called when all is on disk."""
+        self._sent = sent
         self.path = workdir / "metrics.jsonl"
         cut_back(self.path, restored)
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
@@ -44,6 +47,7 @@ class Logbook:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._board.flush()
+        self._sent()
 
     def close(self) -> None:
         """Flush and close."""

@@ -111,7 +111,8 @@ def run(
         for number, batch in enumerate(batches, start=done + 1):
             tokens = int(np.count_nonzero(batch.bins.segments_CST))
             profile.before(number)
-            state, metrics = parts.step(state, frozen, parts.to_devices(batch))
+            with limited(f"step {number}"):  # on some backends a call waits for the other processes
+                state, metrics = parts.step(state, frozen, parts.to_devices(batch))
             profile.after(number, metrics)
             if waiting is not None:  # a step's loss is read only when the next one is under way
                 record(*waiting)

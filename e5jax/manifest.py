@@ -17,7 +17,7 @@ NAME = "MANIFEST.json"
 
 def write(folder: Path, facts: Mapping) -> None:
     """List what `folder` holds now, beside `facts` (JSON values) about it."""
-    told = {"facts": dict(facts), "files": {name: _seen(folder / name) for name in _names(folder)}}
+    told = {"facts": dict(facts), "files": {name: _seen(folder / name) for name in sorted(_sizes(folder))}}
     files.write_json(folder / NAME, {**told, "digest": _digest(told)})
 
 
@@ -35,14 +35,14 @@ def problems(folder: Path, within: str = "") -> list[str]:
         listed = _told(folder)["files"]
     except ValueError as error:
         return [str(error)]
-    there = set(_names(folder))
-    said = [f"{name} is missing" for name in sorted(listed.keys() - there)]
-    said += [f"{name} does not belong to it" for name in sorted(there - listed.keys())]
-    for name in sorted(listed.keys() & there):
-        expected, path = listed[name], folder / name
-        if path.stat().st_size != expected["size"]:
-            said.append(f"{name} has {path.stat().st_size} bytes instead of {expected['size']}")
-        elif Path(within) in (Path(), *Path(name).parents) and _seen(path) != expected:
+    there = _sizes(folder)
+    said = [f"{name} is missing" for name in sorted(listed.keys() - there.keys())]
+    said += [f"{name} does not belong to it" for name in sorted(there.keys() - listed.keys())]
+    for name in sorted(listed.keys() & there.keys()):
+        expected = listed[name]
+        if there[name] != expected["size"]:
+            said.append(f"{name} has {there[name]} bytes instead of {expected['size']}")
+        elif Path(within) in (Path(), *Path(name).parents) and _seen(folder / name) != expected:
             said.append(f"{name} was changed")
     return said
 
@@ -63,12 +63,11 @@ def _digest(told):
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _names(folder):
-    """A link counts as a file, wherever it points."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted(name for path in found if (name := path.relative_to(folder).as_posix()) != NAME)
+def _sizes(folder):
+    return {name: size for name, size in files.sizes(folder).items() if name != NAME}
 
 
 def _seen(path):
     with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size": file.tell(), "sha256": digest}

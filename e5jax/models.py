@@ -11,7 +11,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from e5jax import architecture, checkpoint, hf, lora, peft_format, st_format
+from e5jax import architecture, checkpoint, hf, lora, peft_format, places, st_format
 from e5jax import workdir as workdirs
 from e5jax.architecture import Architecture, Model, abstract
 from e5jax.errors import UserError
@@ -41,10 +41,10 @@ def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp
 
     Raises UserError where `name` is no model or its files cannot be used.
     """
-    path = Path(name).expanduser()
+    path = checkpoint.brought(name)
     if is_run(path):
         return _open_run(path, mesh, dtype)
-    st = st_format.read(path if path.is_dir() else hf.resolve(name, revision))
+    st = st_format.read(path if path.is_dir() or places.is_remote(name) else hf.resolve(name, revision))
     directory = st.transformer
     if (directory / "adapter_config.json").is_file():
         return _open_peft(st, mesh, dtype)

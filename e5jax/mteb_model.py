@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from e5jax import heldout
+from e5jax import heldout, places
 from e5jax.encoder import WINDOW, Encoder
 from e5jax.errors import UserError
 from e5jax.prompts import PromptTable, instruction, load_table
@@ -197,7 +197,7 @@ def open_sentence_transformer(name: str):
     except ImportError as error:
         raise UserError(f"{SENTENCE_TRANSFORMERS}{name} needs pip install sentence-transformers ({error})") from None
     try:
-        return SentenceTransformer(name, model_kwargs={"use_safetensors": True})
+        return SentenceTransformer(places.named(name), model_kwargs={"use_safetensors": True})
     except Exception as error:  # of many kinds: no such folder, no network, no safetensors, ...
         raise UserError(f"{name}: sentence-transformers cannot open it: {error}") from error
 

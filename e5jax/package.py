@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from e5jax import command
+from e5jax import command, places
 from e5jax.synthetic import dataset
 from e5jax.synthetic.config import PackageConfig
 
@@ -18,10 +18,14 @@ def package(config: PackageConfig) -> Path:
 
     Raises UserError for what the user can mend.
     """
-    workdir = Path(config.workdir).expanduser()
+    with places.output(config.output or f"{config.workdir}/dataset") as output:
+        return _package(config, places.local(config.workdir), output)
+
+
+def _package(config: PackageConfig, workdir: Path, output: Path) -> Path:
     folder = dataset.build(
         workdir / "ledger",
-        Path(config.output).expanduser() if config.output else workdir / "dataset",
+        output,
         name=config.name,
         heldout=config.heldout,
         near_duplicates=config.near_duplicates,

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from e5jax import places
 from e5jax.errors import UserError
 
 
@@ -138,8 +139,8 @@ def _locate(source: Source) -> tuple[Callable[[Source, list[Path]], Iterator[Uni
 
 
 def existing(name: str) -> Path:
-    """The path, ~ expanded; UserError with the nearest name where there is nothing."""
-    path = Path(name).expanduser()
+    """The path, or that of a copy of what is in a bucket; UserError with the nearest name where there is nothing."""
+    path = places.local(name)
     if path.exists():
         return path
     if not path.parent.is_dir():
@@ -238,7 +239,7 @@ def open_tfds(path: Path, split: str) -> Sequence[dict[str, Any]]:
 
 
 def _tfds(source: Source, paths: list[Path]) -> Iterator[Unit]:
-    path = Path(source.path).expanduser()
+    path = existing(source.path)
     for number, fields in enumerate(open_tfds(path, source.split)):
         yield [(f"{path}:row {number}", fields)]
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +123,7 @@ def place_model(config: TrainConfig, cfg: Architecture, base: Model | None, mesh
 
 def start_from(run: str, config: TrainConfig, cfg: Architecture, facts: dict, params: nnx.State) -> nnx.State:
     """The parameters of another run's newest step. UserError where that run has another model under them."""
-    other, step_dir = checkpoint.find_step(Path(run).expanduser())
+    other, step_dir = checkpoint.find_step(checkpoint.brought(run))
     stored = workdir.read_config(other)
     wanted = {
         "its architecture": (stored["run"]["architecture"], dataclasses.asdict(cfg)),

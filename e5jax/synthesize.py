@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from e5jax import command, files
+from e5jax import command, files, places
 from e5jax.errors import FailedError, UserError
 from e5jax.synthetic import answers, batches, budget, clients, grounded, plan, runner
 from e5jax.synthetic.budget import Budget, Spent
@@ -46,7 +46,12 @@ def synthesize(config: SynthesizeConfig) -> dict:
     Raises UserError for what the user can mend, FailedError where asking came to nothing.
     """
     plan.mix(config)  # wrong names before anything else
-    workdir = Path(config.workdir).expanduser()
+    with places.output(config.workdir) as workdir:
+        return _synthesize(dataclasses.replace(config, workdir=str(workdir)))
+
+
+def _synthesize(config: SynthesizeConfig) -> dict:
+    workdir = Path(config.workdir)
     sampling = Sampling(
         model=config.model, temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens
     )
@@ -78,7 +83,7 @@ Phase = tuple[str, int, Iterable[Request]]  # (name, how many at the most, reque
 
 def task_phases(config: SynthesizeConfig, sampling: Sampling, ledger: Ledger) -> Iterator[Phase]:
     """Brainstorms, unless there is a pool of tasks; then examples of its tasks."""
-    frozen = Path(config.workdir).expanduser() / "tasks.json"
+    frozen = Path(config.workdir) / "tasks.json"
     if not frozen.exists():
         requests = list(plan.brainstorms(config, sampling))
         yield "brainstorms", len(requests), requests

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import tqdm
 
-from e5jax import data, records, st_format
+from e5jax import data, places, records, st_format
 from e5jax.encoder import WINDOW, Encoder
 from e5jax.errors import UserError
 from e5jax.files import partial
@@ -76,7 +76,7 @@ class SentenceTransformerTeacher:
     def load(cls, name: str) -> "SentenceTransformerTeacher":
         """A folder or a hub name; weights from safetensors only. UserError where it cannot be opened."""
         model = open_sentence_transformer(name)
-        prompts = st_format.read_prompts(model.prompts, Path(name))
+        prompts = st_format.read_prompts(model.prompts, Path(places.named(name)))
         return cls(model=model, prompts=prompts, digest=_torch_digest(model), max_length=model.max_seq_length)
 
     def encode(self, texts: list[str]) -> np.ndarray:

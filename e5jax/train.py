@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from e5jax import checkpoint, command, distributed, flops, formats, heldout, loop, lora, models
+from e5jax import checkpoint, command, distributed, flops, formats, heldout, loop, lora, models, places
 from e5jax import config as configs
 from e5jax import schedule as schedules
 from e5jax import workdir as workdirs
@@ -62,7 +61,7 @@ def _train(config: TrainConfig) -> dict[str, float]:
     shards, local = shard_count(mesh), local_shards(mesh)
     if config.batch_size % shards:
         raise UserError(f"batch_size {config.batch_size} is not a multiple of the {shards} devices that share it")
-    workdir = Path(config.workdir).expanduser()
+    workdir = places.place(config.workdir)
     workdirs.check_new_or_run(workdir)
 
     prompts, on_bad_record = config.data.prompts, config.data.on_bad_record
@@ -176,10 +175,13 @@ def _train(config: TrainConfig) -> dict[str, float]:
             )
             describe(config, cfg, state.params, planned, train_data, mesh)
             batches = train_data.batches(done or 0, config.steps, planned.shape, local)
-            logbook = Logbook(workdir, done, config.wandb_project) if distributed.is_first() else NoLogbook()
+            papers, sent = workdirs.papers(workdir)
+            logbook = Logbook(papers, done, config.wandb_project, sent) if distributed.is_first() else NoLogbook()
             with contextlib.closing(logbook):
-                loop.run(plan, parts, state, frozen, batches, done or 0, workdir, logbook, checkpoints)
-    return distributed.agreed(report(workdir, heldouts) if distributed.is_first() else None)
+                loop.run(plan, parts, state, frozen, batches, done or 0, papers, logbook, checkpoints)
+    said = report(papers, heldouts) if distributed.is_first() else None
+    sent()
+    return distributed.agreed(said)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,7 +246,7 @@ def open_base(config: TrainConfig, mesh: Mesh) -> tuple[Model | None, Architectu
             texts = heldout.all_texts(config.data.train, config.data.prompts, config.data.on_bad_record)
             tokenizer = formats.train_tokenizer(texts, source.architecture.vocab_size)
         case FromScratch() as source:
-            tokenizer = formats.Tokenizer.load(Path(source.tokenizer))
+            tokenizer = formats.Tokenizer.load(places.local(source.tokenizer))
     cfg = source.architecture
     if len(tokenizer) > cfg.vocab_size:
         raise UserError(

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from e5jax import places
 from e5jax.errors import UserError
-from e5jax.files import partial, write_json, write_text
+from e5jax.files import partial, whole, write_json, write_text
 
 
 def check_folder(directory: Path) -> None:
@@ -35,7 +36,9 @@ def open_job(directory: Path, job: dict) -> None:
     file = directory / "job.json"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
+        if not file.exists() and not isinstance(file, Path):
+            write_json(file, job)  # in a bucket the last writer counts, and a process of another job finds that below
+        elif not file.exists():
             aside = partial(file)
             write_json(aside, job)
             with contextlib.suppress(FileExistsError):  # another process was faster: its job counts
@@ -57,10 +60,8 @@ def is_done(directory: Path, shard: int) -> bool:
 
 def write_shard(directory: Path, shard: int, ids: list, vectors: np.ndarray, facts: dict) -> None:
     """Vectors, then what is known of them: ids and `facts`, each whole or not at all."""
-    aside = partial(_vectors(directory, shard))
-    with aside.open("wb") as file:
+    with whole(_vectors(directory, shard)) as file:
         np.save(file, vectors, allow_pickle=False)
-    os.replace(aside, _vectors(directory, shard))
     write_text(_ids(directory, shard), json.dumps({"ids": ids, **facts}, ensure_ascii=False))
 
 
@@ -110,7 +111,7 @@ def load_shards(directory: str | Path) -> Iterator[tuple[list, np.ndarray]]:
 
     Raises UserError where the job has not ended.
     """
-    directory = Path(directory).expanduser()
+    directory = places.local(str(directory))
     for shard in range(len(read_index(directory)["shards"])):
         vectors = np.load(_vectors(directory, shard), mmap_mode="r", allow_pickle=False)
         yield read_facts(directory, shard)["ids"], vectors
@@ -118,7 +119,7 @@ def load_shards(directory: str | Path) -> Iterator[tuple[list, np.ndarray]]:
 
 def load(directory: str | Path) -> tuple[list, np.ndarray]:
     """-> (ids, vectors [texts, dims]) of a whole folder, in memory. UserError where the job has not ended."""
-    index = read_index(Path(directory).expanduser())
+    index = read_index(places.local(str(directory)))
     none = quantized(np.zeros((0, index["dims"]), np.float32), None, index["dtype"])
     shards = list(load_shards(directory))
     return [id_ for ids, _ in shards for id_ in ids], np.concatenate([none, *(vectors for _, vectors in shards)])

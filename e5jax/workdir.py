@@ -9,10 +9,11 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import e5jax
-from e5jax import command, files, hf
+from e5jax import command, distributed, files, hf, places
 from e5jax.architecture import Architecture
 from e5jax.config import FromScratch, TrainConfig
 from e5jax.errors import UserError
@@ -67,8 +68,8 @@ def is_run(workdir: Path) -> bool:
 
 def check_new_or_run(workdir: Path) -> None:
     """UserError where a run can neither start nor go on: nothing of the user's is written over."""
-    if ":/" in str(workdir):  # a Path has one of a URL's two slashes
-        raise UserError(f"{workdir}: a workdir is a local folder so far")
+    if places.is_remote(workdir) and distributed.is_first():
+        places.try_writing(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: choose another --workdir")
     if workdir.exists() and any(workdir.iterdir()) and not is_run(workdir):
@@ -140,7 +141,7 @@ def create(
 ) -> None:
     """All that a later command needs to use this run, written before the first step."""
     # Made beside its place and renamed when whole: a run that was killed here has not begun.
-    partial = workdir.with_name(f".{workdir.name}.{os.getpid()}.partial")
+    partial = places.beside(workdir).with_name(f".{workdir.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
         tokenizer.save(partial / "tokenizer")
@@ -148,11 +149,28 @@ def create(
             # Latents are trained beside the adapters, so they are none of the base's.
             hf.save(frozen, dataclasses.replace(cfg, pooling="last"), config.model.dtype, partial / "base")
         write_config(partial, config, facts, schedule, shape)
-        partial.replace(workdir)  # over an empty folder, too
+        if places.is_remote(workdir):
+            places.send(partial, workdir, last="config.json")
+        else:
+            partial.replace(workdir)  # over an empty folder, too
     except OSError as error:
         raise UserError(f"{workdir} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def papers(workdir: Path) -> tuple[Path, Callable[[], None]]:
+    """What people read of a run -> (the folder to write it to, what sends it where it belongs).
+
+    A run in a bucket writes metrics, pictures and traces here, and process 0 sends them.
+    """
+    if not places.is_remote(workdir):
+        return workdir, lambda: None
+    copy = places.Mirror(workdir, without=("checkpoints", "base"))
+    if not distributed.is_first():
+        return copy.here, lambda: None
+    copy.pull()
+    return copy.here, copy.push
 
 
 def write_config(workdir: Path, config: TrainConfig, facts: dict, schedule: Schedule, shape: BinShape) -> None:

@@ -67,7 +67,7 @@ def test_a_wait_that_ends_in_time_leaves_nothing_behind():
         time.sleep(0.4)
 
 
-def launch(folder, processes, devices, more="", words=()):
+def launch(folder, processes, devices, more="", words=(), environment=None):
     """Start a tiny run on so many processes -> the launcher."""
     path = folder / f"config_{processes}_{devices}.py"
     path.write_text(CONFIG.format(workdir=str(folder / "run"), cache=str(folder / "cache"), more=more))
@@ -84,7 +84,7 @@ def launch(folder, processes, devices, more="", words=()):
     line += ["--", "-m", "e5jax.train", "--config", str(path), "--distributed.heartbeat-s", "10", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     quickly = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled in half the time
-    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, **quickly}, **pipes)
+    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, **quickly, **(environment or {})}, **pipes)
 
 
 def finished(folder, processes, devices, **options):

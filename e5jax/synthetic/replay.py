@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from e5jax import places
 from e5jax.errors import UserError
 from e5jax.synthetic import entries
 from e5jax.synthetic.request import Answer, Refused, Request
@@ -45,4 +46,4 @@ def open_client(*, model: str, key_file: str | None, timeout_s: float, replay: s
     """A client that answers from the ledger folder `replay`."""
     if replay is None:
         raise UserError("the client replay needs --replay LEDGER")
-    return ReplayClient(Path(replay))
+    return ReplayClient(places.local(replay))

@@ -1,0 +1,189 @@
+"""A bucket is as good as a folder: gcsfs and TensorStore speak to a stand-in of Google Cloud Storage on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import e5jax
+from e5jax import vectors
+from tests.bucket import serve
+from tests.test_distributed import alone, children, finished, launch, same  # noqa: F401
+from tests.test_train import losses
+
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = "lora=LoraConfig(rank=2, alpha=4.0), checkpoint_every=2"
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """Of gs://bucket, empty at first: what must be in the environment."""
+    server, address = serve("bucket")
+    yield {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it asks for credentials
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+    }
+    server.shutdown()
+
+
+def run(bucket, program, *words, status=0):
+    """A program of its own, since TensorStore reads the environment once -> what it said."""
+    environment = {**os.environ, **bucket, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    line = [sys.executable, *(["-c", program] if "\n" in program else ["-m", program]), *map(str, words)]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == status, said
+    return said
+
+
+TRAIN = f"""
+import os, signal, sys
+from e5jax import train
+from tests.bucket import serve
+from tests.test_train import LoraConfig, tiny_config
+workdir, cache, stop = sys.argv[1:]
+def step(self, row):
+    if str(row["step"]) == stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+train.loop.Progress.step = step
+train.train(tiny_config(workdir, cache, {SETTINGS}))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(bucket, tmp_path_factory):
+    """The same run on disk and, stopped after its third step and gone on with on another machine, in the bucket."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(bucket, TRAIN, folder / "run", folder / "cache", "none")
+    said = run(bucket, TRAIN, "gs://bucket/runs/run", folder / "cache", "3", status=128 + signal.SIGTERM)
+    assert "saved; the same command goes on" in said
+    elsewhere = {**bucket, "XDG_CACHE_HOME": str(folder / "another machine")}
+    assert "going on after step" in run(elsewhere, TRAIN, "gs://bucket/runs/run", folder / "cache", "none")
+    return folder / "run"
+
+
+def test_a_run_in_a_bucket_is_the_run_on_disk(bucket, trained, tmp_path):
+    run(bucket, COPY, "gs://bucket/runs/run", tmp_path / "copy")
+    assert losses(tmp_path / "copy") == losses(trained)
+    names = lambda folder: {p.relative_to(folder).parts[0] for p in folder.rglob("*")}
+    assert names(tmp_path / "copy") == names(trained)
+    assert (tmp_path / "copy" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    vectors = [e5jax.Encoder.load(str(folder)).encode(["one", "two"]) for folder in (tmp_path / "copy", trained)]
+    np.testing.assert_array_equal(*vectors)
+
+
+def test_its_checkpoints_are_verified_where_they_are(bucket, trained):
+    said = run(bucket, "e5jax.checkpoint", "verify", "gs://bucket/runs/run")
+    rows = [json.loads(line) for line in said.splitlines()]
+    assert [row["step"] for row in rows] == [4, 6] and all(row["whole"] for row in rows)
+
+
+COPY = """
+import shutil, sys
+from e5jax import places
+shutil.copytree(places.local(sys.argv[1]), sys.argv[2])
+"""
+PUT = """
+import sys
+import fsspec
+fsspec.filesystem("gs").put(sys.argv[1], sys.argv[2], recursive=True)
+"""
+HAS = """
+import sys
+from e5jax import places
+print(places.place(sys.argv[1]).exists())
+"""
+CHANGE = """
+import sys
+from etils import epath
+path = max(epath.Path(sys.argv[1]).iterdir(), key=lambda path: path.stat().length)
+content = bytearray(path.read_bytes())
+content[len(content) // 2] ^= 1
+path.write_bytes(content)
+"""
+
+
+def test_every_command_reads_from_a_bucket_and_writes_to_it(bucket, trained, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\ntwo words\nthree of them\n")
+    run(bucket, PUT, texts, "gs://bucket/texts.txt")
+    model = ("--model", "gs://bucket/runs/run/checkpoints/6")
+    run(bucket, "e5jax.encode", *model, "--input", "gs://bucket/texts.txt", "--output", "gs://bucket/vectors")
+    run(bucket, COPY, "gs://bucket/vectors", tmp_path / "vectors")
+    _, stored = vectors.load(tmp_path / "vectors")
+    expected = e5jax.Encoder.load(str(trained)).encode(texts.read_text().splitlines())
+    np.testing.assert_allclose(stored, expected, atol=1e-6)
+
+    checkpoint = ("--checkpoint", "gs://bucket/runs/run", "--form", "merged", "--license", "mit")
+    run(bucket, "e5jax.export", *checkpoint, "--output", "gs://bucket/exported")
+    run(bucket, "e5jax.encode", "--model", "gs://bucket/exported", "--input", texts, "--output", tmp_path / "again")
+    np.testing.assert_allclose(vectors.load(tmp_path / "again")[1], expected, atol=1e-5)
+    said = run(bucket, "e5jax.export", *checkpoint, "--output", "gs://bucket/exported", status=2)
+    assert "not empty" in said
+
+
+WRITE = """
+import sys
+from e5jax import places
+_, url, write, remove = sys.argv
+with places.output(url) as folder:
+    print(sorted(path.name for path in folder.glob("*")))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / write).write_text(write)
+    (folder / remove).unlink(missing_ok=True)
+"""
+
+
+def test_a_folder_in_a_bucket_goes_on_where_another_machine_left_it(bucket, tmp_path):
+    elsewhere = {**bucket, "XDG_CACHE_HOME": str(tmp_path / "another machine")}
+    assert "[]" in run(bucket, WRITE, "gs://bucket/folder", "a", "none")
+    assert "['a']" in run(elsewhere, WRITE, "gs://bucket/folder", "b", "none")
+    assert "['a', 'b']" in run(bucket, WRITE, "gs://bucket/folder", "c", "a")
+    assert "['b', 'c']" in run(elsewhere, WRITE, "gs://bucket/folder", "d", "none")
+
+
+def test_a_damaged_step_in_a_bucket_is_set_aside(bucket, trained, tmp_path):
+    run(bucket, COPY, "gs://bucket/runs/run", tmp_path / "copy")
+    run(bucket, PUT, tmp_path / "copy", "gs://bucket/runs/damaged")
+    run(bucket, CHANGE, "gs://bucket/runs/damaged/checkpoints/6/params/d")
+    assert '"whole": false' in run(bucket, "e5jax.checkpoint", "verify", "gs://bucket/runs/damaged", status=1)
+
+
+@pytest.mark.faults
+def test_two_processes_make_one_run_in_a_bucket_and_others_go_on_with_it(bucket, alone, tmp_path):  # noqa: F811
+    in_bucket = {"words": ("--workdir", "gs://bucket/runs/two"), "environment": bucket}
+    started = launch(tmp_path, 2, 2, **in_bucket)
+    rows = lambda: run(bucket, "e5jax.checkpoint", "list", "gs://bucket/runs/two").splitlines()
+    deadline = time.monotonic() + 120
+    while not places_has(bucket, "gs://bucket/runs/two/checkpoints/2/MANIFEST.json"):
+        assert started.poll() is None and time.monotonic() < deadline
+    for process in children(started).values():
+        os.kill(process, signal.SIGKILL)
+    started.communicate(timeout=120)
+    assert "going on after step" in finished(tmp_path, 1, 4, **in_bucket)
+    assert len(rows()) == 2
+    run(bucket, COPY, "gs://bucket/runs/two", tmp_path / "run")
+    same(tmp_path, alone, 1e-6, 1e-6)
+
+
+def places_has(bucket, url):
+    return "True" in run(bucket, HAS, url)
+
+
+@pytest.mark.parametrize(
+    ("workdir", "status", "said"), [("gs://nowhere/run", 1, "failed: gs://nowhere/run"), ("ftps://b/run", 2, "gs://")]
+)
+def test_a_bucket_that_is_not_there_is_said_in_a_sentence(bucket, workdir, status, said):
+    config = ("--config", "configs/quickstart.py", "--data.train.0.path", "none", "--workdir", workdir)
+    found = run(bucket, "e5jax.train", *config, status=status)
+    assert said in found and "Traceback" not in found

@@ -75,16 +75,23 @@ class Tokenizer:
                 'AutoTokenizer.from_pretrained("NAME").save_pretrained("FOLDER")'
             )
         try:
-            tokens = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing narrower
+            return cls._read(file)
+        except (UserError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises nothing narrower, and no Exception where Rust panics
             raise UserError(f"{file}: not a tokenizer: {error}") from error
+
+    @classmethod
+    def _read(cls, file: Path) -> "Tokenizer":
+        directory = file.parent
+        tokens = tokenizers.Tokenizer.from_file(str(file))
         tokens.no_truncation()
         tokens.no_padding()
         probe = tokens.encode("a")
         body = [i for i, sequence in enumerate(probe.sequence_ids) if sequence is not None]
         prefix = tuple(probe.ids[: body[0]])
-        suffix = tuple(probe.ids[body[-1] + 1 :]) or (_eos(Path(directory), tokens),)
-        stated = {name: _stated(Path(directory), name) for name in NAMED}
+        suffix = tuple(probe.ids[body[-1] + 1 :]) or (_eos(directory, tokens),)
+        stated = {name: _stated(directory, name) for name in NAMED}
         # One that the vocabulary lacks would be added behind the last id, where the model has no embedding.
         named = {name: token for name, token in stated.items() if token and tokens.token_to_id(token) is not None}
         return dataclasses.replace(cls.around(tokens, prefix, suffix), named=named)

@@ -43,7 +43,10 @@ def open_model(name: str, *, revision: str | None, mesh: Mesh | None, dtype: jnp
     """
     path = checkpoint.brought(name)
     if is_run(path):
-        return _open_run(path, mesh, dtype)
+        try:
+            return _open_run(path, mesh, dtype)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: its config.json is not one that e5jax wrote: {error!r}") from error
     st = st_format.read(path if path.is_dir() or places.is_remote(name) else hf.resolve(name, revision))
     directory = st.transformer
     if (directory / "adapter_config.json").is_file():

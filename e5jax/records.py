@@ -159,7 +159,11 @@ def _window(rows: str) -> slice:
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends, split at line feeds alone: U+2028 belongs to the text."""
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    with file:
         for number, line in enumerate(file, 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -224,7 +228,7 @@ def _parquet(source: Source, paths: list[Path]) -> Iterator[Unit]:
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, fields in enumerate(rows):
                 yield [(f"{path}:row {number}", fields)]
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:  # Arrow has both kinds for bad bytes
             raise UserError(f"{path}: not readable as Parquet: {error}") from error
 
 

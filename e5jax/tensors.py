@@ -180,6 +180,9 @@ def load_tensors(
     """
     arrays = flatten_dict(abstract, sep=".")
     places = flatten_dict(shardings, sep=".") if shardings else dict.fromkeys(arrays)
+    layers = max((array.shape[0] for path, array in arrays.items() if "{}" in table[path][0]), default=0)
+    if layers > len(tensors):
+        raise UserError(f"{where}: {layers:,} layers by its configuration, and {len(tensors):,} tensors in its files")
     leaves = {path: Leaf.of(*table[path], array.shape) for path, array in arrays.items()}
     _check(tensors, leaves.values(), where)
     loaded = {}

@@ -103,7 +103,14 @@ def read_index(directory: Path) -> dict:
     if not (directory / "index.json").is_file():
         begun = f" ({len(list(directory.glob('ids-*.json')))} shards so far)" if directory.is_dir() else ""
         raise UserError(f"{directory}: no index.json: no folder of `python -m e5jax.encode`, or not finished{begun}")
-    return json.loads((directory / "index.json").read_text(encoding="utf-8"))
+    try:
+        index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        # What is read of it below is of these kinds.
+        quantized(np.zeros((1, index["dims"]), np.float32), None, index["dtype"])
+        len(index["shards"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{directory / 'index.json'} cannot be used: {type(error).__name__}: {error}") from error
+    return index
 
 
 def load_shards(directory: str | Path) -> Iterator[tuple[list, np.ndarray]]:
@@ -112,9 +119,18 @@ def load_shards(directory: str | Path) -> Iterator[tuple[list, np.ndarray]]:
     Raises UserError where the job has not ended.
     """
     directory = places.local(str(directory))
-    for shard in range(len(read_index(directory)["shards"])):
-        vectors = np.load(_vectors(directory, shard), mmap_mode="r", allow_pickle=False)
-        yield read_facts(directory, shard)["ids"], vectors
+    index = read_index(directory)
+    like = quantized(np.zeros((1, index["dims"]), np.float32), None, index["dtype"])
+    for shard in range(len(index["shards"])):
+        try:
+            vectors = np.load(_vectors(directory, shard), mmap_mode="r", allow_pickle=False)
+            ids = read_facts(directory, shard)["ids"]
+            whole = vectors.shape == (len(ids), like.shape[1]) and vectors.dtype == like.dtype
+        except Exception as error:  # of many kinds: NumPy parses a header as Python's literals
+            raise UserError(f"{directory}: shard {shard} cannot be read: {type(error).__name__}: {error}") from error
+        if not whole:
+            raise UserError(f"{directory}: shard {shard} has {vectors.dtype}{list(vectors.shape)} for {len(ids)} ids")
+        yield ids, vectors
 
 
 def load(directory: str | Path) -> tuple[list, np.ndarray]:

@@ -61,8 +61,9 @@ def _stored(workdir: Path) -> dict:
 def is_run(workdir: Path) -> bool:
     """Whether a directory holds a run of ours (and not, say, a Hugging Face model)."""
     try:
-        return "run" in _stored(workdir)
-    except (OSError, ValueError):
+        stored = _stored(workdir)
+        return isinstance(stored, dict) and isinstance(stored.get("run"), dict)
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -172,7 +172,7 @@ def dollars(nanodollars: int) -> str:
 def _read(path: Path) -> Prices:
     try:
         table = json.loads(path.read_text(encoding="utf-8"), parse_float=Fraction, parse_int=Fraction)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: not a price table in JSON: {error}") from None
     if not isinstance(table, dict):
         raise UserError(f"{path}: not a price table: an object of prices by model is needed")

@@ -57,6 +57,8 @@ def read(folder: Path) -> Iterator[dict]:
     if not paths:
         raise UserError(f"{folder}: no ledger here (no answers-00000.jsonl)")
     lines_left: dict[str, int] = {}  # of requests that were given up
+    if odd := [path for path in paths if not path.is_file()]:
+        raise UserError(f"{odd[0]}: no file that can be read")
     for path in paths:
         for _, _, head in heads(path):
             if head is not None and (head[2] or head[0] in lines_left):
@@ -112,6 +114,6 @@ def _head(line: bytes) -> tuple[str, Spent, bool] | None:
     try:
         fields = json.loads(line)
         spent = Spent(int(fields["cost"]), int(fields.get("tokens", 0)), int(fields.get("tries", 1)))
-        return str(fields["key"]), spent, fields.get("gave_up") is not None
+        return (fields["key"], spent, fields.get("gave_up") is not None) if isinstance(fields["key"], str) else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

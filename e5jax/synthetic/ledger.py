@@ -65,8 +65,10 @@ class Ledger:
             self._write_sent()
             self._sent = Appender(self._sent_path, self._pool, self._make_room)
             self._answers = Appender(self._answers_path(self._segment), self._pool, self._make_room)
-        except BaseException:
+        except BaseException as error:
             os.close(self._lock)
+            if isinstance(error, OSError):
+                raise UserError(f"{folder}: the ledger cannot be read: {error}") from error
             raise
 
     def __contains__(self, key: str) -> bool:
@@ -193,7 +195,7 @@ class Ledger:
                 try:
                     fields = json.loads(line)
                     key, number, spent = fields["key"], fields["try"], Spent(*fields["spent"])
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     if line.endswith(b"\n"):  # else torn: it was never sent
                         self.spent += dearest
                     continue

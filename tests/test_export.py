@@ -108,7 +108,7 @@ def make_run(settings: TrainConfig, tokenizer, cfg, base_digest) -> Path:
     shape = BinShape(chunks=1, shards=1, rows=((MAX_LENGTH, 1),), slots=1)
     workdirs.create(workdir, settings, cfg, facts, schedule, shape, tokenizer, nnx.to_pure_dict(random(frozen)))
     with (
-        contextlib.closing(logbook.Logbook(workdir, None, None)) as log,
+        contextlib.closing(logbook.Logbook(workdir, None, None, lambda: None)) as log,
         contextlib.closing(checkpoint.Checkpoints(workdir, {})) as checkpoints,
     ):
         log.write({"step": 0, "eval/unseen/ndcg@10": 0.125, "eval/ndcg@10": 0.125})

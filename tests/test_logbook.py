@@ -13,7 +13,7 @@ ROW = {"step": 1, "loss": 2.0, "tokens_per_second": 1000.0, "utilization": 0.5}
 
 
 def test_rows_reach_the_disk_when_flushed(tmp_path):
-    book = Logbook(tmp_path, None, None)
+    book = Logbook(tmp_path, None, None, lambda: None)
     book.write(ROW)
     book.flush()
     assert read_rows(tmp_path / "metrics.jsonl") == [ROW]
@@ -22,7 +22,7 @@ def test_rows_reach_the_disk_when_flushed(tmp_path):
 
 def test_a_fresh_run_drops_rows_of_a_run_that_saved_nothing(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(ROW) + "\n")
-    Logbook(tmp_path, None, None).close()
+    Logbook(tmp_path, None, None, lambda: None).close()
     assert read_rows(tmp_path / "metrics.jsonl") == []
 
 
@@ -33,7 +33,7 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     )
     fake = types.SimpleNamespace(init=lambda **options: logged.append(options["project"]) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    book = Logbook(tmp_path, None, "embedders")
+    book = Logbook(tmp_path, None, "embedders", lambda: None)
     book.write(ROW)
     book.close()
     assert logged == ["embedders", (1, {k: v for k, v in ROW.items() if k != "step"}), "finished"]

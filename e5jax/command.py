@@ -9,6 +9,7 @@ a run stores is JSON, never code.
 import argparse
 import dataclasses
 import difflib
+import errno
 import json
 import logging
 import runpy
@@ -20,6 +21,10 @@ from typing import Any
 import tyro
 
 from e5jax.errors import FailedError, UserError
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+"""What is the disk's or the administrator's doing, and no mistake of the program."""
 
 
 def main(
@@ -39,6 +44,11 @@ def exit_code(work: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except FailedError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """The two ways for a command to end badly: the user can mend it, or the work itself broke down."""
 
-
 LONGEST = 2000
 """Characters of a message: what is wrong may be a file's whole content."""
 

@@ -4,6 +4,7 @@ metrics.jsonl has one object a line. Whatever was killed, every step stands ther
 before their step's checkpoint is written, and a resumed run first cuts the file back to the step it restored.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from e5jax.errors import FailedError
 from e5jax.pictures import pyplot, save
 
 
@@ -35,7 +37,8 @@ class Logbook:
 
     def write(self, row: dict) -> None:
         """One row; `step` is required, other values are numbers."""
-        self._file.write(json.dumps(row) + "\n")
+        with self._disk():
+            self._file.write(json.dumps(row) + "\n")
         scalars = {key: value for key, value in row.items() if key != "step"}
         for key, value in scalars.items():
             self._board.add_scalar(key, value, row["step"])
@@ -44,10 +47,18 @@ class Logbook:
 
     def flush(self) -> None:
         """Everything written so far is on disk when this returns."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        with self._disk():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._board.flush()
         self._sent()
+
+    @contextlib.contextmanager
+    def _disk(self):
+        try:
+            yield
+        except OSError as error:  # of a write, which does not say to which file
+            raise FailedError(f"{self.path}: {error.strerror}; what was saved before is whole") from error
 
     def close(self) -> None:
         """Flush and close."""

@@ -18,7 +18,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never leave the machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads fight with the other worker's
 
-import jax
+MARK = "e5jax-fake-token"
+for _name in ("GEMINI_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+    os.environ.setdefault(_name, f"{MARK}-{_name.lower()}")
+SECRETS = [MARK.encode(), b"sk-not-a-real-key", b"fake-key-1234567890"]
+"""Which tests have in their environment, and no file that they leave may have."""
+
+import jax  # noqa: E402
 
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -34,3 +40,28 @@ def data_dir():
     from pathlib import Path
 
     return Path(os.environ["E5JAX_DATA"])
+
+
+def leaks(folder) -> list[str]:
+    """The files below a folder that hold a secret."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return [str(path) for path in found if any(secret in path.read_bytes() for secret in SECRETS)]
+
+
+def pytest_sessionfinish(session):
+    """Once all tests have ended: no token in anything that they wrote."""
+    factory = getattr(session.config, "_tmp_path_factory", None)
+    if factory is None or hasattr(session.config, "workerinput"):
+        return
+    if found := leaks(factory.getbasetemp()):
+        session.exitstatus = 1
+        session.config.get_terminal_writer().line(
+            f"\na token of the environment stands in {', '.join(found)}", red=True
+        )
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    factory = getattr(config, "_tmp_path_factory", None)
+    if factory is not None and not hasattr(config, "workerinput"):
+        files = sum(path.is_file() for path in factory.getbasetemp().rglob("*"))
+        terminalreporter.write_line(f"{files:,} files looked through for tokens")

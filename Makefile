@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check \
 	$(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: quickstart test test-slow test-faults test-scale lint
+.PHONY: quickstart test test-slow test-faults test-scale lint wheel-smoke audit
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "e5jax needs Python 3.11 to 3.13; try: make PYTHON=python3.11")'
@@ -39,3 +39,19 @@ test-scale: $(VENV)/test  ## a million texts: memory, killed and resumed
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+wheel-smoke:  ## the wheel in an environment of its own, away from this checkout: the quickstart's three commands
+	rm -rf build/smoke && mkdir -p build/smoke
+	$(PYTHON) -m venv build/smoke/venv
+	build/smoke/venv/bin/pip wheel --quiet --no-deps --wheel-dir build/smoke .
+	build/smoke/venv/bin/pip install --quiet build/smoke/*.whl
+	cp -r configs build/smoke/
+	cd build/smoke && JAX_PLATFORMS=cpu && export JAX_PLATFORMS && \
+	  venv/bin/python -m e5jax.synthesize --config configs/synthesize_sample.py && \
+	  venv/bin/python -m e5jax.package --config configs/package_sample.py && \
+	  venv/bin/python -m e5jax.train --config configs/quickstart.py --steps 5 && \
+	  venv/bin/python -m e5jax.checkpoint verify runs/quickstart
+
+audit:  ## known holes in what we depend on; asks the network
+	$(PYTHON) -m pip install --quiet pip-audit
+	$(PYTHON) -m pip_audit --requirement constraints.txt --no-deps --disable-pip

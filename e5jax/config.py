@@ -90,6 +90,7 @@ class DataConfig:
     """Where tokenised sources are kept for the next run."""
 
     def __post_init__(self):
+        _require("://" not in self.cache, f"data.cache {self.cache}: it is mapped into memory: name a folder here")
         _require(len(self.train) > 0, "data.train names no source")
         weighted = sum(source.weight is not None for source in self.train)
         _require(weighted in (0, len(self.train)), "data.train: give all sources a weight, or none")

@@ -3,8 +3,8 @@
 #
 #   launch/tpu_run.sh --name POD --zone ZONE [--project P] [--dry-run] -- --config configs/e5_mistral_7b.py --workdir DIR
 #
-# What stands behind -- goes to `python -m e5jax.train`. DIR is a folder that all workers share (Filestore, say): every
-# worker reads checkpoints there. Run it again after an interruption and the run goes on. Exits with training's status.
+# What stands behind -- goes to `python -m e5jax.train`. DIR is what all workers reach: gs://BUCKET/RUN, or a shared disk.
+# Run it again after an interruption and the run goes on. Exits with training's status.
 set -euo pipefail
 
 usage() {
@@ -35,6 +35,6 @@ archive=$(mktemp -d)/e5jax.tar.gz
 trap 'rm -rf "$(dirname "$archive")"' EXIT
 ${run[@]+"${run[@]}"} git -C "$(dirname "$0")/.." archive --format=tar.gz --output "$archive" HEAD
 ${run[@]+"${run[@]}"} gcloud compute tpus tpu-vm scp "$archive" "$name:e5jax.tar.gz" "${where[@]}" --worker=all
-on_all "mkdir -p e5jax && tar -xzf e5jax.tar.gz -C e5jax && cd e5jax && python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu]'"
+on_all "mkdir -p e5jax && tar -xzf e5jax.tar.gz -C e5jax && cd e5jax && python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu,gcs]'"
 # On Cloud TPU VMs no variable says that there are others: JAX asks the machine's metadata.
 on_all "cd e5jax && E5JAX_DISTRIBUTED=1 .venv/bin/python -m e5jax.train $(printf '%q ' "$@")"

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import at_7b
 from e5jax import schedule
 from e5jax.decoder import MISTRAL_7B_V01
 from e5jax.layers import Dropout
 from e5jax.packing import choose_shape
 from e5jax.sharding import make_mesh, shardings
 from e5jax.step import build
-from tests import at_7b, counting
+from tests import counting
 
 
 pytestmark = pytest.mark.slow

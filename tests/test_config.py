@@ -172,3 +172,11 @@ def test_a_source_with_a_weight_beside_one_without_is_refused():
 
     with pytest.raises((ValueError, UserError), match="all sources a weight, or none"):
         DataConfig(train=(Source(path="a.jsonl", weight=2.0), Source(path="b.jsonl")))
+
+
+def test_a_token_cache_in_a_bucket_is_refused():
+    from e5jax.config import DataConfig
+    from e5jax.records import Source
+
+    with pytest.raises((ValueError, UserError), match="name a folder here"):
+        DataConfig(train=(Source(path="a.jsonl"),), cache="gs://bucket/cache")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import at_7b
 from e5jax import schedule
 from e5jax.decoder import MISTRAL_7B_V01
 from e5jax.errors import UserError
@@ -17,7 +18,7 @@ from e5jax.layers import NO_DROPOUT
 from e5jax.packing import BinShape
 from e5jax.schedule import Schedule, Wanted, Work
 from e5jax.step import build
-from tests import at_7b, tiny
+from tests import tiny
 from tests.test_structure import TINY
 
 

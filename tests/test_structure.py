@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from benchmarks import at_7b
 from e5jax import architecture, encoder, flops
 from e5jax.config import FromScratch, LoraConfig
 from e5jax.decoder import MISTRAL_7B_V01
 from e5jax.packing import BinShape
 from e5jax.sharding import make_mesh
-from tests import at_7b, counting, tiny
+from tests import counting, tiny
 
 
 CHUNKS, QUERIES = 4, 12

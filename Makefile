@@ -31,7 +31,7 @@ test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long clai
 	$(RUN) -m pytest -m slow
 
 test-faults: $(VENV)/test  ## kills at random moments, dead and stuck processes, every fault of a server and a disk
-	$(RUN) -m pytest -n 2 --dist loadfile -m faults
+	$(RUN) -m pytest -n 2 --dist worksteal -m faults
 
 test-scale: $(VENV)/test  ## a million texts: memory, killed and resumed
 	$(RUN) -m pytest -m scale -s

@@ -14,7 +14,7 @@ import pytest
 import e5jax
 from e5jax import vectors
 from tests.bucket import serve
-from tests.test_distributed import alone, children, finished, launch, same  # noqa: F401
+from tests.test_distributed import NO_EVAL, alone, children, finished, launch, same  # noqa: F401
 from tests.test_train import losses
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_step_in_a_bucket_is_set_aside(bucket, trained, tmp_path):
 
 @pytest.mark.faults
 def test_two_processes_make_one_run_in_a_bucket_and_others_go_on_with_it(bucket, alone, tmp_path):  # noqa: F811
-    in_bucket = {"words": ("--workdir", "gs://bucket/runs/two"), "environment": bucket}
+    in_bucket = {"words": ("--workdir", "gs://bucket/runs/two"), "environment": bucket, "more": NO_EVAL}
     started = launch(tmp_path, 2, 2, **in_bucket)
     rows = lambda: run(bucket, "e5jax.checkpoint", "list", "gs://bucket/runs/two").splitlines()
     deadline = time.monotonic() + 120

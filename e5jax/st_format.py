@@ -114,8 +114,9 @@ def _pooling(where: Path) -> Kind:
     raw = read_json(where)
     asked = raw.get("pooling_mode") or [mode for key, mode in SWITCHES.items() if raw.get(key)] or ["mean"]
     asked = [asked] if isinstance(asked, str) else asked
-    if not isinstance(asked, list) or len(asked) != 1 or str(asked[0]) not in OURS:
-        raise UserError(f"{where}: pooling {asked}; e5jax has one of {', '.join(OURS)}")
+    asked = list(map(str, asked)) if isinstance(asked, list) else [str(asked)]
+    if len(asked) != 1 or asked[0] not in OURS:
+        raise UserError(f"{where}: pooling {', '.join(asked)}; e5jax has one of {', '.join(OURS)}")
     return OURS[asked[0]]
 
 

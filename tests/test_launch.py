@@ -180,6 +180,13 @@ def test_wrong_words_are_a_usage_error(ran, script, words):
     assert status == 2 and Path(script).name in said and not calls
 
 
+def test_shellcheck_finds_nothing():
+    scripts = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
+    checker = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([checker, *scripts], capture_output=True, text=True, check=False)
+    assert len(scripts) == 3 and done.returncode == 0, done.stdout
+
+
 def test_local_processes_are_told_who_they_are():
     line = [sys.executable, str(LAUNCH / "local.py"), "--processes", "3", "--dry-run", "--", "-m", "e5jax.train"]
     said = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -101,6 +101,12 @@ def matrices(cfg: DecoderConfig) -> dict[str, int]:
     return sizes
 
 
+def bytes_a_device(tree, mesh) -> int:
+    """Of all arrays together, laid out on a mesh."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True)
+    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
+
+
 def elements(tree) -> int:
     """Of all arrays together."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -34,9 +34,10 @@ import e5jax
 from benchmarks import at_7b, speed_data
 from e5jax import files, schedule
 from e5jax.decoder import MISTRAL_7B_V01
+from e5jax.flops import peak_flops
 from e5jax.layers import Dropout
 from e5jax.packing import choose_shape
-from e5jax.sharding import make_mesh, shard_count, shardings
+from e5jax.sharding import make_mesh, shard_count
 from e5jax.step import build
 
 
@@ -44,17 +45,15 @@ from e5jax.step import build
 class Chip:
     """The vendor's figures."""
 
-    flops: float
-    """bf16, a second."""
     memory: float
     link: float
     """Bytes a second over all links between chips."""
 
 
 CHIPS = {
-    "v5e": Chip(flops=197e12, memory=16e9, link=200e9),
-    "v5p": Chip(flops=459e12, memory=95e9, link=600e9),
-    "v6e": Chip(flops=918e12, memory=32e9, link=448e9),
+    "v5e": Chip(memory=16e9, link=200e9),
+    "v5p": Chip(memory=95e9, link=600e9),
+    "v6e": Chip(memory=32e9, link=448e9),
 }
 UTILISATION = 0.45  # of the peak, of what is executed: what row G2 asks of one accelerator
 FREE = 0.92  # of a chip's memory; the rest is the runtime's
@@ -77,7 +76,7 @@ def compiled(name: str) -> dict:
     config = at_7b.paper(batch_size=QUERIES)
     graphdef, params, frozen = jax.eval_shape(partial(build, config, cfg), jax.random.key(0))
     state = at_7b.step(config, cfg, choose_shape(lengths, shards, 1, 0.25, (512, 128)))[1][0]
-    held = sum(_bytes(tree, mesh) for tree in (state, params, frozen))
+    held = sum(at_7b.bytes_a_device(tree, mesh) for tree in (state, params, frozen))
     dropout = Dropout(adapters=config.lora.dropout, hidden=0.0)
     costs = partial(schedule.cost, graphdef, params, frozen, 512, 1, jnp.dtype("bfloat16"), dropout)
     tokens = float(np.mean([texts.sum() for texts in lengths]))
@@ -107,7 +106,7 @@ def compiled(name: str) -> dict:
         "chips": len(devices),
         "mesh": dict(mesh.shape),
         "schedule": str(chosen),
-        "base_gb": _bytes(frozen, mesh) / 1e9,
+        "base_gb": at_7b.bytes_a_device(frozen, mesh) / 1e9,
         "arguments_gb": memory.argument_size_in_bytes / 1e9,
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
         "limit_gb": chip.memory / 1e9,
@@ -116,16 +115,11 @@ def compiled(name: str) -> dict:
         "tflop_a_chip": flops / 1e12,
         "gathered_gb_a_chip": gathered / 1e9,
         "summed_gb_a_chip": summed / 1e9,
-        "compute_s": flops / (UTILISATION * chip.flops),
+        "compute_s": flops / (UTILISATION * peak_flops(devices[:1], jnp.dtype("bfloat16"))),
         "links_s": (gathered + summed) / chip.link,
         "collectives": dict(collections.Counter(_collectives(made.as_text()))),
         "versions": {"e5jax": e5jax.__version__, "jax": jax.__version__},
     }
-
-
-def _bytes(tree, mesh) -> float:
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True)
-    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
 
 
 def _base(frozen) -> float:

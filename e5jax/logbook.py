@@ -15,6 +15,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from e5jax import files
 from e5jax.errors import FailedError
 from e5jax.pictures import pyplot, save
 
@@ -94,9 +95,7 @@ def cut_back(path: Path, restored: int | None) -> None:
     """Keep only the rows up to the restored step (None: nothing was restored, keep none)."""
     if path.exists():
         rows = [row for row in read_rows(path) if restored is not None and row["step"] <= restored]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, path)
+        files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class Progress:

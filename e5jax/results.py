@@ -11,7 +11,6 @@ evaluation that was stopped goes on behind it.
 import dataclasses
 import json
 import math
-import os
 import platform
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -263,10 +262,8 @@ def _examples_path(folder: Path, task: str) -> Path:
 def _write_examples(folder: Path, result: TaskResult) -> None:
     path = _examples_path(folder, result.task)
     path.parent.mkdir(exist_ok=True)
-    partial = files.partial(path)
-    with partial.open("wb") as file:
+    with files.whole(path) as file:
         np.savez_compressed(file, **result.examples)
-    os.replace(partial, path)
 
 
 def _read_examples(folder: Path, task: str) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ import tqdm
 from e5jax import data, places, records, st_format
 from e5jax.encoder import WINDOW, Encoder
 from e5jax.errors import UserError
-from e5jax.files import partial
+from e5jax.files import partial, whole
 from e5jax.formats import Prompts
 from e5jax.mteb_model import SENTENCE_TRANSFORMERS, open_sentence_transformer
 from e5jax.sharding import local_mesh
@@ -177,10 +177,8 @@ def _blocks(
             # Named by its texts, so that blocks of another size are no blocks of these.
             files.append(directory / f"{starts[first]}-{starts[last]}.npy")
             if not files[-1].exists():
-                aside = partial(files[-1])
-                with aside.open("wb") as file:
+                with whole(files[-1]) as file:
                     np.save(file, _encoded(teacher, name, [*itertools.chain(*block)]), allow_pickle=False)
-                os.replace(aside, files[-1])
             progress.update(int(starts[last] - starts[first]))
     if next(texts, None) is not None:
         raise UserError(changed)

@@ -105,9 +105,7 @@ def read_index(directory: Path) -> dict:
         raise UserError(f"{directory}: no index.json: no folder of `python -m e5jax.encode`, or not finished{begun}")
     try:
         index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
-        # What is read of it below is of these kinds.
-        quantized(np.zeros((1, index["dims"]), np.float32), None, index["dtype"])
-        len(index["shards"])
+        _none(index), len(index["shards"])  # what is read of it below is there, and of its kind
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{directory / 'index.json'} cannot be used: {type(error).__name__}: {error}") from error
     return index
@@ -120,15 +118,15 @@ def load_shards(directory: str | Path) -> Iterator[tuple[list, np.ndarray]]:
     """
     directory = places.local(str(directory))
     index = read_index(directory)
-    like = quantized(np.zeros((1, index["dims"]), np.float32), None, index["dtype"])
+    none = _none(index)
     for shard in range(len(index["shards"])):
         try:
             vectors = np.load(_vectors(directory, shard), mmap_mode="r", allow_pickle=False)
             ids = read_facts(directory, shard)["ids"]
-            whole = vectors.shape == (len(ids), like.shape[1]) and vectors.dtype == like.dtype
+            fits = vectors.shape == (len(ids), none.shape[1]) and vectors.dtype == none.dtype
         except Exception as error:  # of many kinds: NumPy parses a header as Python's literals
             raise UserError(f"{directory}: shard {shard} cannot be read: {type(error).__name__}: {error}") from error
-        if not whole:
+        if not fits:
             raise UserError(f"{directory}: shard {shard} has {vectors.dtype}{list(vectors.shape)} for {len(ids)} ids")
         yield ids, vectors
 
@@ -136,9 +134,13 @@ def load_shards(directory: str | Path) -> Iterator[tuple[list, np.ndarray]]:
 def load(directory: str | Path) -> tuple[list, np.ndarray]:
     """-> (ids, vectors [texts, dims]) of a whole folder, in memory. UserError where the job has not ended."""
     index = read_index(places.local(str(directory)))
-    none = quantized(np.zeros((0, index["dims"]), np.float32), None, index["dtype"])
     shards = list(load_shards(directory))
-    return [id_ for ids, _ in shards for id_ in ids], np.concatenate([none, *(vectors for _, vectors in shards)])
+    return [id_ for ids, _ in shards for id_ in ids], np.concatenate([_none(index), *(found for _, found in shards)])
+
+
+def _none(index: dict) -> np.ndarray:
+    """No vectors, of the width and dtype that an index says."""
+    return quantized(np.zeros((0, index["dims"]), np.float32), None, index["dtype"])
 
 
 def quantized(vectors: np.ndarray, dims: int | None, dtype: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from e5jax import schedule
 from e5jax.decoder import MISTRAL_7B_V01
 from e5jax.layers import Dropout
 from e5jax.packing import choose_shape
-from e5jax.sharding import make_mesh, shardings
+from e5jax.sharding import make_mesh
 from e5jax.step import build
 from tests import counting
 
@@ -45,7 +45,7 @@ def compiled(mesh_shape):
     # This backend keeps bf16 activations as f32, and f32 copies of the weights, one for kept chunks, one for others.
     costs = partial(schedule.cost, graphdef, params, frozen, 512, 1, jnp.float32, Dropout(adapters=0.1, hidden=0.0))
     adapters = sum(x.size * 4 for x in jax.tree.leaves(params))
-    fixed = 5 * bytes_of_a_device(frozen, mesh) + 4 * adapters  # with slopes and moments
+    fixed = 5 * at_7b.bytes_a_device(frozen, mesh) + 4 * adapters  # with slopes and moments
     tokens = np.mean([sum(texts) for texts in lengths]) / 8
     work = schedule.Work(tokens=tokens, layers=32, fixed=fixed, costs=functools.cache(costs))
 
@@ -64,12 +64,7 @@ def compiled(mesh_shape):
     leaves = jax.tree.leaves(frozen)
     whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
     params = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-    return executable, bytes_of_a_device(frozen, mesh), whole, {x.shape for x in leaves}, params
-
-
-def bytes_of_a_device(tree, mesh):
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True)
-    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
+    return executable, at_7b.bytes_a_device(frozen, mesh), whole, {x.shape for x in leaves}, params
 
 
 def test_the_paper_s_step_fits_80_gb_with_a_copy_of_the_base_on_each_device():

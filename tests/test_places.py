@@ -152,11 +152,16 @@ def test_a_folder_in_a_bucket_goes_on_where_another_machine_left_it(bucket, tmp_
     assert "['b', 'c']" in run(elsewhere, WRITE, "gs://bucket/folder", "d", "none")
 
 
-def test_a_damaged_step_in_a_bucket_is_set_aside(bucket, trained, tmp_path):
+def test_a_damaged_step_in_a_bucket_is_found_and_set_aside_and_the_step_before_is_used(bucket, trained, tmp_path):
     run(bucket, COPY, "gs://bucket/runs/run", tmp_path / "copy")
     run(bucket, PUT, tmp_path / "copy", "gs://bucket/runs/damaged")
     run(bucket, CHANGE, "gs://bucket/runs/damaged/checkpoints/6/params/d")
     assert '"whole": false' in run(bucket, "e5jax.checkpoint", "verify", "gs://bucket/runs/damaged", status=1)
+    said = run(bucket, TRAIN, "gs://bucket/runs/damaged", trained.parent / "cache", "none")
+    assert "step 6 is not used" in said and "going on after step 4" in said
+    run(bucket, COPY, "gs://bucket/runs/damaged", tmp_path / "mended")
+    steps = sorted(path.name.split(".")[0] for path in (tmp_path / "mended" / "checkpoints").iterdir())
+    assert steps == ["4", "6", "set-aside-6"] and losses(tmp_path / "mended") == losses(trained)
 
 
 @pytest.mark.faults

@@ -31,7 +31,9 @@ test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long clai
 	$(RUN) -m pytest -m slow
 
 test-faults: $(VENV)/test  ## kills at random moments, dead and stuck processes, every fault of a server and a disk
-	$(RUN) -m pytest -n 2 --dist worksteal -m faults
+	cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; \
+	  JAX_COMPILATION_CACHE_DIR=$$cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+	  $(RUN) -m pytest -n 2 --dist worksteal -m faults --durations 10
 
 test-scale: $(VENV)/test  ## a million texts: memory, killed and resumed
 	$(RUN) -m pytest -m scale -s

@@ -49,7 +49,8 @@ class Parts:
     to_devices: Callable[[Batch], Batch]
     evaluate: Callable[..., dict[str, float]] | None
     """(params, frozen) -> metrics; None without held-out sets."""
-    learning_rate: Callable[[int], float]
+    learning_rates: np.ndarray
+    """Of every step, on the host: a device that is asked for one answers when the step under way has ended."""
     examples: Callable[[int], list[str]]
     """Where the examples of a step came from."""
     seconds_per_token: float
@@ -86,7 +87,7 @@ def run(
         row = {
             "step": number,
             **metrics,
-            "learning_rate": float(parts.learning_rate(number - 1)),
+            "learning_rate": float(parts.learning_rates[number - 1]),
             "tokens": tokens,
             "tokens_per_second": speed,
             "utilization": speed * parts.seconds_per_token,

@@ -161,7 +161,7 @@ def _train(config: TrainConfig) -> dict[str, float]:
                 step=partial(planned.step, teacher),
                 to_devices=partial(to_devices, mesh=mesh),
                 evaluate=evaluator if heldouts else None,
-                learning_rate=schedule,
+                learning_rates=np.asarray(schedule(np.arange(config.steps))),
                 examples=train_data.where,
                 seconds_per_token=flops_per_token / flops.peak_flops(mesh.devices.flatten(), dtype),
             )

@@ -10,6 +10,10 @@ import sys
 import threading
 
 
+GRACE_S = 5.0
+"""After which a process ends that could not even say what it waited for."""
+
+
 @contextlib.contextmanager
 def within(seconds: float | None, what: str):
     """End the process with status 1 where the block takes longer; None: no limit."""
@@ -19,9 +23,12 @@ def within(seconds: float | None, what: str):
     timer = threading.Timer(seconds, _give_up, (seconds, what))
     timer.daemon = True
     timer.start()
+    # The timer needs Python's lock, which a call that hangs in C++ may hold: this one needs nothing, and knows no name.
+    faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         timer.cancel()
 
 

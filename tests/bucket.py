@@ -63,10 +63,11 @@ class Objects:
     def listed(self, bucket, prefix, delimiter):
         if bucket not in self.buckets:
             raise Refused(404, f"no bucket {bucket}")
-        names = sorted(n for b, n in list(self.stored) if b == bucket and n.startswith(prefix))
         below = lambda n: n[: n.index(delimiter, len(prefix)) + 1] if delimiter in n[len(prefix) :] else None
+        with self._lock:  # a listing is of one moment
+            names = sorted(n for b, n in self.stored if b == bucket and n.startswith(prefix))
+            items = [self.told(bucket, n) for n in names if not delimiter or below(n) is None]
         folders = sorted({below(n) for n in names} - {None}) if delimiter else []
-        items = [self.told(bucket, n) for n in names if not delimiter or below(n) is None]
         return {"kind": "storage#objects", "items": items, "prefixes": folders}
 
 

@@ -43,6 +43,7 @@ def step(config: TrainConfig, cfg: DecoderConfig, shape: BinShape) -> tuple[Call
         optimizer,
         shape.rows,
         temperature=config.temperature,
+        contrast=config.contrast,
         matryoshka=(),
         distill=None,
         dtype=jnp.dtype(config.model.dtype),
@@ -74,6 +75,8 @@ def batch(shape: BinShape, queries: int) -> Batch:
         negative_QK=ints(queries, 1),
         has_QK=bools(queries, 1),
         valid_P=bools(2 * queries),
+        same_Q=ints(queries),
+        own_only_Q=None,
         teacher_QE=None,
         teacher_PE=None,
     )

@@ -25,6 +25,7 @@ from typing import Literal
 import tyro
 
 from e5jax.command import exit_code
+from e5jax.contrast import Contrast
 from e5jax.errors import FailedError
 
 
@@ -110,6 +111,8 @@ def batch_of(bins, vector, queries: int):
         negative_QK=np.zeros((queries, 0), np.int32),
         has_QK=np.zeros((queries, 0), bool),
         valid_P=np.ones(len(vector) - queries, bool),
+        same_Q=np.arange(queries, dtype=np.int32),
+        own_only_Q=None,
         teacher_QE=None,
         teacher_PE=None,
     )
@@ -134,7 +137,7 @@ def step_of(batch, rows, mesh):
     lora.adapt(model, 16, 32.0, PROJECTIONS, jax.random.key(0))
     graphdef, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
     optimizer = adamw(lambda _: 1e-4, b1=0.9, b2=0.999, weight_decay=0.1, clip_norm=1.0)
-    losses = {"temperature": 0.02, "matryoshka": (), "distill": None}
+    losses = {"temperature": 0.02, "contrast": Contrast(), "matryoshka": (), "distill": None}
     options = {"dtype": jnp.dtype("float32"), "kept": 0, "remat": False, "dropout": NO_DROPOUT, "seed": 0}
     step = make_step(graphdef, optimizer, rows, **losses, **options)
     with jax.set_mesh(mesh):

@@ -24,6 +24,7 @@ from benchmarks.speed_worker import timed
 from e5jax import architecture, encoder, schedule
 from e5jax.command import load_config
 from e5jax.config import FromScratch, LoraConfig
+from e5jax.contrast import Contrast
 from e5jax.decoder import DecoderConfig
 from e5jax.errors import FailedError, UserError
 from e5jax.flops import executed, peak_flops, train_flops_per_token
@@ -109,6 +110,7 @@ class Device:
                 optimizer,
                 shape.rows,
                 temperature=TEMPERATURE,
+                contrast=Contrast(),
                 matryoshka=(),
                 distill=None,
                 dtype=jnp.bfloat16,

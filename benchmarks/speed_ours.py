@@ -20,6 +20,7 @@ from benchmarks.speed_worker import reset_peak, serve, timed
 from e5jax import encoder, hf, models, peft_format
 from e5jax.batch import Batch
 from e5jax.config import PackingConfig
+from e5jax.contrast import Contrast
 from e5jax.errors import FailedError
 from e5jax.flops import executed
 from e5jax.layers import NO_DROPOUT
@@ -70,6 +71,7 @@ class Ours:
             optimizer,
             shape.rows,
             temperature=TEMPERATURE,
+            contrast=Contrast(),
             matryoshka=(),
             distill=None,
             dtype=jnp.dtype(dtype),
@@ -193,6 +195,8 @@ def to_batch(triples: speed_data.Triples, placement: Placement, shape: BinShape)
         negative_QK=np.arange(queries, 2 * queries, dtype=np.int32)[:, None],
         has_QK=np.ones((queries, 1), bool),
         valid_P=np.ones(2 * queries, bool),
+        same_Q=np.arange(queries, dtype=np.int32),
+        own_only_Q=None,
         teacher_QE=None,
         teacher_PE=None,
     )

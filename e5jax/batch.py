@@ -38,6 +38,8 @@ class Batch:
     negative_QK: np.ndarray  # which passages are its hard negatives
     has_QK: np.ndarray
     valid_P: np.ndarray
+    same_Q: np.ndarray  # the first query of the batch that reads the same
+    own_only_Q: np.ndarray | None  # queries that are compared with their own negatives alone; None: no source has such
     teacher_QE: np.ndarray | None  # a teacher's vectors, float16, of any length; None: nobody teaches from the cache
     teacher_PE: np.ndarray | None
 
@@ -51,6 +53,7 @@ class Texts:
     positive_Q: np.ndarray
     negative_QK: np.ndarray
     has_QK: np.ndarray
+    same_Q: np.ndarray
 
     @property
     def passages(self) -> int:
@@ -76,12 +79,14 @@ def texts_of(stores: Sequence[Store], examples: np.ndarray, max_negatives: int) 
     at = owner[hard], which[hard] - 2
     negative_QK, has_QK = np.zeros((2, len(examples), max_negatives), np.int32)
     negative_QK[at], has_QK[at] = passage_of[hard], 1
+    _, of_query, equal = np.unique(hashes[is_query], return_index=True, return_inverse=True)
     return Texts(
         where=where[keep],
         lengths=lengths[keep],
         positive_Q=passage_of[which == 1],
         negative_QK=negative_QK,
         has_QK=has_QK.astype(bool),
+        same_Q=of_query[equal].astype(np.int32),
     )
 
 
@@ -112,6 +117,7 @@ def make_batch(
         return stores[source].texts(record)[which]
 
     queries = len(examples)
+    own_only = np.array([store.source.own_negatives_only for store in stores])
     vector = placement.vector(shape.slots)
     room = queries * (1 + max_negatives)
     passage_P = np.zeros(room, np.int32)
@@ -129,6 +135,8 @@ def make_batch(
         negative_QK=texts.negative_QK,
         has_QK=texts.has_QK,
         valid_P=np.arange(room) < texts.passages,
+        same_Q=texts.same_Q,
+        own_only_Q=own_only[examples[:, 0]] if own_only.any() else None,
         teacher_QE=teacher_QE,
         teacher_PE=teacher_PE,
     )
@@ -175,6 +183,11 @@ def prepare_data(config: TrainConfig, tokenizer: formats.Tokenizer) -> TrainData
         for source in settings.train
     )
     for store in stores:
+        if store.source.own_negatives_only and not (store.counts(np.arange(len(store))) > 2).any():
+            raise UserError(
+                f"{store.source.path}: own_negatives_only, and no record has a negative: python -m e5jax.mine finds "
+                f"some, data.max_negatives ({settings.max_negatives}) lets them in"
+            )
         notes = [f"{len(store):,} records"]
         notes += [f"{store.truncated:,} texts cut to {settings.max_length} tokens"] * bool(store.truncated)
         notes += [f"{store.skipped:,} bad records left out"] * bool(store.skipped)

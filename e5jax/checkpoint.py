@@ -10,6 +10,7 @@ says what the steps belong to.
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import logging
 import shutil
@@ -144,7 +145,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-            self._manager.close()
+            with contextlib.suppress(Exception):  # what went wrong in a save, `wait` has said; Orbax says it once more
+                self._manager.close()
 
 
 def tree_of(params: dict, opt_state) -> dict[str, str]:

@@ -62,7 +62,9 @@ def load_config(path: str) -> Any:
     if not Path(path).is_file():
         near = difflib.get_close_matches(path, map(str, Path(path).parent.glob("*.py")), n=1)
         raise UserError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
-    sys.path.insert(0, str(Path(path).resolve().parent))  # a config may build on its neighbour
+    folder = Path(path).resolve().parent
+    before = sys.path[:]
+    sys.path[:0] = [str(folder), str(folder.parent)]  # a config may build on its neighbour, or on one a folder above
     try:
         names = runpy.run_path(path)
         if "get_config" not in names:
@@ -73,7 +75,7 @@ def load_config(path: str) -> Any:
     except Exception as error:  # whatever a person's Python raises
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
-        sys.path.pop(0)
+        sys.path[:] = before
     if not dataclasses.is_dataclass(config):
         raise UserError(f"{path}: get_config() returns {type(config).__name__}, not a config of e5jax")
     return config

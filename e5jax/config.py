@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from e5jax.bert import BertConfig
+from e5jax.contrast import Contrast
 from e5jax.decoder import PROJECTIONS as DECODER_PROJECTIONS
 from e5jax.decoder import DecoderConfig
 from e5jax.formats import INSTRUCT, Prompts
@@ -218,6 +219,8 @@ class TrainConfig:
     packing: PackingConfig = PackingConfig()
     optim: OptimConfig = OptimConfig()
     temperature: float = 0.02
+    contrast: Contrast = Contrast()
+    """What queries are told from besides passages; as it is, the paper's loss."""
     matryoshka: tuple[int, ...] = ()
     """Also train the first so many dimensions of the vectors, such as 64 128 256; losses are averaged."""
     distill: Annotated[DistillConfig | None, tyro.conf.AvoidSubcommands] = None
@@ -322,6 +325,65 @@ def part_of(part: str) -> tuple[int, int]:
     i, _, n = part.partition("/")
     _require(i.isdigit() and n.isdigit() and int(i) < int(n), f"part is I/N with 0 <= I < N, got {part!r}")
     return int(i), int(n)
+
+
+@frozen
+class MineConfig:
+    """Hard negatives for training records: passages that a model scores high, yet below the record's positive."""
+
+    output: str
+    """A folder; one that holds a part of this very job is gone on with."""
+    model: str
+    """What scores: whatever `Encoder.load` takes, sentence-transformers:NAME, or bm25."""
+    input: tuple[str, ...] = ()
+    """Records: files and folders such as a training run's sources name by `path`."""
+    train: tuple[Source, ...] = ()
+    """In a config file: sources with their options (rows, split, sample, task, ...)."""
+    instruction: str | None = None
+    """The task of the records of `input` that carry none."""
+    corpus: str | None = None
+    """Further passages to choose from, in any file that `python -m e5jax.encode` reads; the records' own passages are
+    among the pool in any case."""
+    negatives: int = 7
+    """Of a record at most; those that it brought along count."""
+    ranks: tuple[int, int] = (0, 100)
+    """Candidates are those of ranks first to last - 1 by the model's score; what is no negative for sure has no rank.
+    A first rank above 0 passes over the likeliest right answers."""
+    relative: float | None = 0.95
+    """Keep only what scores less than this share of the positive's score (NV-Retriever, arXiv 2407.15831)."""
+    absolute: float | None = None
+    """Keep only what scores less than the positive's score minus this."""
+    ceiling: float | None = None
+    """Keep only what scores less than this."""
+    choose: Literal["top", "sample"] = "top"
+    """Among those that are kept, take the hardest, or a random draw."""
+    rescore: str | None = None
+    """A cross-encoder of sentence-transformers: the three limits, and the order, then go by its scores (0 to 1)."""
+    keep_own: bool = True
+    """The negatives that a record brought along stay, in front."""
+    min_negatives: int = 0
+    """Leave out the records that end with fewer."""
+    on_bad_record: Literal["stop", "skip"] = "stop"
+    """What to do with a record that cannot be used."""
+    seed: int = 0
+    """Of the random draw."""
+    vectors: str | None = None
+    """A folder for the pool's vectors, where a run with other limits finds them again; None: within `output`."""
+    block_size: int = 8192
+    """Records searched at a time: each block reads the pool's vectors once, and is what an interruption costs."""
+
+    def __post_init__(self):
+        _require(bool(self.input or self.train), "give --input FILES, or `train` in a config file")
+        _require(self.negatives > 0, f"negatives must be positive, got {self.negatives}")
+        first, last = self.ranks
+        _require(0 <= first < last, f"ranks are FIRST LAST with 0 <= FIRST < LAST, got {first} {last}")
+        _require(self.relative is None or 0 < self.relative <= 1, f"relative is in (0, 1], got {self.relative}")
+        _require(self.absolute is None or self.absolute >= 0, f"absolute must not be negative, got {self.absolute}")
+        few = 0 <= self.min_negatives <= self.negatives
+        _require(few, f"min_negatives is {self.min_negatives}, of {self.negatives} negatives at most")
+        _require(self.block_size > 0, f"block_size must be positive, got {self.block_size}")
+        here = self.vectors is None or "://" not in self.vectors
+        _require(here, f"vectors {self.vectors}: they are mapped into memory: name a folder here")
 
 
 @frozen

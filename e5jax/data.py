@@ -133,7 +133,7 @@ def _key(source: records.Source, tokenizer: formats.Tokenizer, prompts: formats.
     """A hash of all that the contents of a store depend on."""
     stats = [(str(file.absolute()), file.stat()) for file in records.files(source)]
     parts = {
-        "source": dataclasses.asdict(dataclasses.replace(source, weight=None)),
+        "source": dataclasses.asdict(dataclasses.replace(source, weight=None, own_negatives_only=False)),
         "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
         "tokenizer": tokenizer.digest,
         "prompts": dataclasses.asdict(prompts),

@@ -1,6 +1,6 @@
-"""The contrastive step's two halves: encode every text of the global batch, then InfoNCE over all of it.
+"""Encode every text of the global batch: what the contrastive step spends its time on; contrast.py does the rest.
 
-Shapes: C chunks, S shards, T tokens of a bin, N slots of a bin, D model, Q queries, P passages.
+Shapes: C chunks, S shards, T tokens of a bin, N slots of a bin, D model.
 """
 
 from collections.abc import Callable
@@ -113,23 +113,3 @@ def recomputed_or_skipped(f: Callable) -> Callable:
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     return run
-
-
-def info_nce(
-    q_QD: jax.Array,
-    p_PD: jax.Array,
-    positive_Q: jax.Array,
-    valid_P: jax.Array,
-    temperature: float,
-) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of each query against every passage of the global batch (E5-Mistral eq. 2 and 3).
-
-    Vectors have unit length, so the product is the cosine. `positive_Q[i]` is query i's passage; all the others, hard
-    negatives of other queries included, are its negatives; passages that are not `valid_P` are nobody's.
-    -> (mean loss, share of queries whose positive scores highest).
-    """
-    scores_QP = jnp.einsum("QD,PD->QP", q_QD, p_PD, precision=jax.lax.Precision.HIGHEST)
-    scores_QP = jnp.where(valid_P, constrain(scores_QP, "shards", None) / temperature, -jnp.inf)
-    positive = jnp.take_along_axis(scores_QP, positive_Q[:, None], axis=1)[:, 0]
-    loss = jnp.mean(jax.nn.logsumexp(scores_QP, axis=1) - positive)
-    return loss, jnp.mean(positive >= jnp.max(scores_QP, axis=1))

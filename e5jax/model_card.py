@@ -243,7 +243,13 @@ def _loss(config: dict) -> str:
 def _changes(config: dict) -> dict[str, str]:
     """What else was set, in words; "" where it was not."""
     model = config["model"]
+    contrast = {name: value for name, value in config.get("contrast", {}).items() if value}
+    if not contrast.get("hardness"):
+        contrast.pop("hardness_of", None)
+    alone = [_source_name(source) for source in config["data"]["train"] if source.get("own_negatives_only")]
     return {
+        "beyond InfoNCE": ", ".join(f"{name} {value}" for name, value in contrast.items()),
+        "told from their own hard negatives alone": ", ".join(alone),
         "dimensions trained, too": ", ".join(map(str, config["matryoshka"])),
         "dropout of hidden states": f"{config['dropout']:g}" if config["dropout"] else "",
         "layers kept": ", ".join(map(str, model.get("keep_layers") or ())),

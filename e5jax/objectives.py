@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from e5jax.loss import info_nce
+from e5jax.contrast import Contrast, info_nce
 from e5jax.pooling import unit
 from e5jax.sharding import constrain
 
@@ -45,6 +45,7 @@ def total(
     tp_PE: jax.Array | None,
     batch,
     temperature: float,
+    contrast: Contrast,
     matryoshka: Sequence[int],
     distill: Distill | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -55,7 +56,7 @@ def total(
     """
     widths = [(q_QD, p_PD), *((truncated(q_QD, dims), truncated(p_PD, dims)) for dims in matryoshka)]
     over_widths = lambda f: sum(f(q, p) for q, p in widths) / len(widths)
-    of_info_nce = lambda q, p: info_nce(q, p, batch.positive_Q, batch.valid_P, temperature)
+    of_info_nce = lambda q, p: info_nce(q, p, batch, temperature, contrast)
     contrastive = lambda: over_widths(lambda q, p: of_info_nce(q, p)[0])
     accuracy = of_info_nce(q_QD, p_PD)[1]
     if distill is None:

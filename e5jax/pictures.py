@@ -3,6 +3,7 @@
 Colours are those of Okabe and Ito, which people with any colour vision tell apart.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -154,7 +155,7 @@ def draw_lengths(
         percent = [100 * value for value in line.values()]
         look = {"color": _color(number), "linewidth": 2, "marker": "o", "markersize": 5, "zorder": 3}
         axis.plot(list(line), percent, label=label, **look)
-    for marker, (label, line) in zip("v^sD", published.items(), strict=True):
+    for marker, (label, line) in zip(itertools.cycle("v^sD"), published.items(), strict=False):
         look = {"color": "#8C8C8C", "linewidth": 1.3, "marker": marker, "markersize": 4.5, "linestyle": ":"}
         axis.plot(list(line), list(line.values()), label=f"paper, {label}", **look)
     ticks = sorted({length for line in (*measured.values(), *published.values()) for length in line})

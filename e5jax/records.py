@@ -16,11 +16,11 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from e5jax import places
+from e5jax import labelled, places
 from e5jax.errors import UserError
 
 
@@ -54,6 +54,14 @@ class Source:
     """Keep only the records whose `score` is at least this."""
     task: str | None = None
     """Instruction for the records that carry none."""
+    task_of_type: dict[str, str] | None = None
+    """Instruction by a record's `task_type`, in place of its own; for the types that are not named, `task`."""
+    labels: Literal["text", "example"] | None = None
+    """Texts with classes (`text` and `label`): a text's passage is its label's text, or another example of its class,
+    as NV-Embed has it; its hard negatives are other labels, or examples of other classes."""
+    own_negatives_only: bool = False
+    """Its queries are told from their own hard negatives alone: for classes, where the passage of another query of the
+    batch may be as right."""
     weight: float | None = None
     """Share in the mixture, relative to the other sources'; None on all of them: as many as it has records."""
 
@@ -62,8 +70,8 @@ class Source:
             raise UserError(f"{self.path}: weight must be positive, got {self.weight}")
         if not 0 < self.sample <= 1:
             raise UserError(f"{self.path}: sample must be in (0, 1], got {self.sample}")
-        if self.texts and self.positives is not None:
-            raise UserError(f"{self.path}: with texts, each is its own positive: give texts or positives, not both")
+        if sum((self.texts, self.positives is not None, self.labels is not None)) > 1:
+            raise UserError(f"{self.path}: texts, positives and labels each say what a passage is: give one of them")
         _window(self.rows)
 
 
@@ -101,8 +109,12 @@ def read(source: Source) -> Iterator[tuple[str, Record | BadRecord]]:
     units = itertools.islice(reader(source, paths), window.start, window.stop)
     kept = source.sample
     units = (unit for i, unit in enumerate(units) if int((i + 1) * kept) > int(i * kept))
+    rows = itertools.chain.from_iterable(units)
+    if source.labels is not None:
+        paired = labelled.pairs(rows, source.labels)
+        rows = ((where, BadRecord(reason=x) if isinstance(x, str) else x) for where, x in paired)
     empty = True
-    for where, fields in itertools.chain.from_iterable(units):
+    for where, fields in rows:
         record = fields if isinstance(fields, BadRecord) else _record(fields, source)
         if record is not None:
             empty = False
@@ -190,7 +202,7 @@ def _csv(source: Source, paths: list[Path]) -> Iterator[Unit]:
     try:
         for cells in table:
             if names is None:
-                names = _columns(cells, where)
+                names = _columns(cells, where, source)
             if names is not cells:
                 yield [(where, _cells(names, cells))]
             where = f"{paths[0]}:{table.line_num + 1}"
@@ -198,8 +210,12 @@ def _csv(source: Source, paths: list[Path]) -> Iterator[Unit]:
         raise UserError(f"{where}: {error}") from None
 
 
-def _columns(cells: list[str], where: str) -> list[str] | tuple[str, ...]:
+def _columns(cells: list[str], where: str, source: Source) -> list[str] | tuple[str, ...]:
     """The first row itself if it names columns, else those of a table of scored pairs."""
+    if source.labels is not None:
+        if "text" in cells and set(labelled.LABELS) & set(cells):
+            return cells
+        raise UserError(f"{where}: {', '.join(cells)}: no header with text and {' or '.join(labelled.LABELS)}")
     if all(set(aliases) & set(cells) for aliases in ALIASES.values()):
         return cells
     if len(cells) == len(HEADERLESS) and re.fullmatch(r"\s*-?[\d.]+\s*", cells[-1]):
@@ -291,15 +307,22 @@ def _record(fields: dict[str, Any], source: Source) -> Record | BadRecord | None
             return None
         if source.texts:
             fields = _its_own_positive(fields)
-        task = fields.get("task")
         return Record(
-            task=_text("task", task) if task else source.task,
+            task=_task(fields, source),
             query=_required(fields, "query"),
             positive=_required(fields, "positive"),
             negatives=_negatives(fields),
         )
     except ValueError as error:
         return BadRecord(reason=str(error))
+
+
+def _task(fields: dict[str, Any], source: Source) -> str | None:
+    if source.task_of_type is not None:
+        kind = fields.get("task_type")
+        return source.task_of_type.get(_text("task_type", kind) if kind else None, source.task)
+    task = fields.get("task")
+    return _text("task", task) if task else source.task
 
 
 def _its_own_positive(fields: dict[str, Any]) -> dict[str, Any]:

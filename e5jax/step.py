@@ -16,6 +16,7 @@ from e5jax.attention import Rows
 from e5jax.batch import Batch
 from e5jax.command import to_json
 from e5jax.config import TrainConfig
+from e5jax.contrast import Contrast
 from e5jax.errors import UserError
 from e5jax.layers import NO_DROPOUT, Dropout
 from e5jax.objectives import Distill
@@ -38,6 +39,7 @@ def make_step(
     rows: Rows,
     *,
     temperature: float,
+    contrast: Contrast,
     matryoshka: Sequence[int],
     distill: Distill | None,
     dtype: jnp.dtype,
@@ -67,7 +69,7 @@ def make_step(
             model = nnx.merge(distill.graphdef, teacher)
             vectors = encode(model, kept=0, remat=False, dropout=NO_DROPOUT, dropout_key=None)
             taught = vectors[batch.query_Q], vectors[batch.passage_P]
-        return objectives.total(q_QD, p_PD, *taught, batch, temperature, matryoshka, distill)
+        return objectives.total(q_QD, p_PD, *taught, batch, temperature, contrast, matryoshka, distill)
 
     def step(teacher: nnx.State | None, state: TrainState, frozen: nnx.State, batch: Batch):
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)

@@ -143,7 +143,7 @@ def _key(teacher: Teacher, source: records.Source, store: data.Store, prompts: P
         "prompts": dataclasses.asdict(prompts),
         "max_length": teacher.max_length,
         # The store does not tell what was cut off its texts, nor the tasks that a student may not read.
-        "source": dataclasses.asdict(dataclasses.replace(source, weight=None)),
+        "source": dataclasses.asdict(dataclasses.replace(source, weight=None, own_negatives_only=False)),
         "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
         "version": VERSION,
     }

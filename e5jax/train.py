@@ -109,6 +109,7 @@ def _train(config: TrainConfig) -> dict[str, float]:
                 optimizer,
                 shape.rows,
                 temperature=config.temperature,
+                contrast=config.contrast,
                 matryoshka=config.matryoshka,
                 distill=distill,
                 dtype=dtype,

@@ -24,7 +24,7 @@ def within(seconds: float | None, what: str):
     timer.daemon = True
     timer.start()
     # The timer needs Python's lock, which a call that hangs in C++ may hold: this one needs nothing, and knows no name.
-    faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True)
+    faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
@@ -34,5 +34,5 @@ def within(seconds: float | None, what: str):
 
 def _give_up(seconds, what):
     print(f"failed: {what} did not end within {seconds:g} s; where every thread is:", file=sys.stderr, flush=True)
-    faulthandler.dump_traceback(all_threads=True)
+    faulthandler.dump_traceback(all_threads=True, file=sys.__stderr__)
     os._exit(1)

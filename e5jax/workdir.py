@@ -83,6 +83,10 @@ def check_resumable(workdir: Path, config: TrainConfig, facts: dict) -> dict | N
         return None
     stored = read_config(workdir)
     mine, theirs = _flat(command.to_json(config)), _flat({k: v for k, v in stored.items() if k != "run"})
+    # Which switches came after the version that wrote the run: it had what they are by default.
+    since = _flat({name: value for name, value in _defaults().items() if name not in stored})
+    off = {name: value for name, value in mine.items() if value is None or value is False}
+    theirs = off | since | theirs
     changed = [
         name
         for name in sorted({*mine, *theirs})
@@ -99,6 +103,13 @@ def check_resumable(workdir: Path, config: TrainConfig, facts: dict) -> dict | N
             f"{workdir} holds another run: {'; '.join(reasons)}{hint}. Choose another --workdir, or remove this one"
         )
     return stored["run"]
+
+
+def _defaults() -> dict:
+    fields = dataclasses.fields(TrainConfig)
+    given = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    plain = {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in given.items()}
+    return json.loads(json.dumps(plain))
 
 
 def _flat(tree, prefix: str = "") -> dict:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from e5jax import architecture, hf, lora, loss, peft_format
+from e5jax import architecture, hf, lora, peft_format
 from e5jax.bert import PROJECTIONS
+from e5jax.contrast import Contrast, info_nce
 from e5jax.layers import Dropout, Noise
 from e5jax.packing import BinShape
 from e5jax.sharding import batch_shardings, make_mesh, shard_count, shardings
@@ -161,7 +162,7 @@ def loss_and_gradient(sizes, trained):
             model = nnx.merge(graphdef, params, frozen)
             vectors = tiny.encode(model, batch.bins, shape, remat=sizes is not None)
             queries, passages = vectors[batch.query_Q], vectors[batch.passage_P]
-            return loss.info_nce(queries, passages, batch.positive_Q, batch.valid_P, 0.1)[0]
+            return info_nce(queries, passages, batch, 0.1, Contrast())[0]
 
         batch = tiny.batch(BATCH[:QUERIES], BATCH[QUERIES:], shape)
         value, gradient = tiny.jit(jax.value_and_grad(total))(*place(params, frozen, batch))

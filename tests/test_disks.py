@@ -59,7 +59,7 @@ def test_what_was_saved_before_the_disk_went_is_whole_and_the_run_goes_on(what, 
     said = done.stdout.splitlines()
     assert [line for line in said if line.startswith("status")] == [f"status {n}" for n in statuses], done.stdout
     sentences = [line for line in said if line.startswith("failed: ")]
-    assert len(sentences) == statuses.count(1) and all(why in line for line in sentences)
+    assert len(sentences) == statuses.count(1) and all(why in line for line in sentences), done.stdout
     steps = [json.loads(line) for line in said if line.startswith('{"step"')]
     whole = max(step["step"] for step in steps if step["whole"])
     assert any(f"going on after step {whole}" in line for line in said)

@@ -12,9 +12,9 @@ from e5jax import objectives
 from e5jax import train as training
 from e5jax.batch import Batch
 from e5jax.config import DataConfig, DistillConfig, OptimConfig, PackingConfig, Pretrained, TrainConfig
+from e5jax.contrast import Contrast, info_nce
 from e5jax.errors import UserError
 from e5jax.logbook import read_rows
-from e5jax.loss import info_nce
 from e5jax.objectives import Distill
 from e5jax.records import Source
 from tests import tiny_bert
@@ -141,6 +141,8 @@ BATCH = Batch(
     negative_QK=jnp.array([[3], [0], [0]]),
     has_QK=jnp.array([[True], [False], [True]]),
     valid_P=jnp.array([True, True, True, True, False]),
+    same_Q=jnp.arange(3),
+    own_only_Q=None,
     teacher_QE=None,
     teacher_PE=None,
 )
@@ -148,11 +150,11 @@ BATCH = Batch(
 
 def test_matryoshka_is_the_mean_over_whole_vectors_and_their_beginnings():
     q, p = vectors(0, 3, 8), vectors(1, 5, 8)
-    loss, metrics = objectives.total(q, p, None, None, BATCH, 0.1, (4, 2), None)
+    loss, metrics = objectives.total(q, p, None, None, BATCH, 0.1, Contrast(), (4, 2), None)
     cut = lambda x, dims: x[:, :dims] / np.linalg.norm(x[:, :dims], axis=1, keepdims=True)
-    each = [info_nce(cut(q, d), cut(p, d), BATCH.positive_Q, BATCH.valid_P, 0.1)[0] for d in (8, 4, 2)]
+    each = [info_nce(cut(q, d), cut(p, d), BATCH, 0.1, Contrast())[0] for d in (8, 4, 2)]
     np.testing.assert_allclose(loss, np.mean(each), rtol=1e-5)
-    assert metrics["accuracy"] == info_nce(q, p, BATCH.positive_Q, BATCH.valid_P, 0.1)[1]
+    assert metrics["accuracy"] == info_nce(q, p, BATCH, 0.1, Contrast())[1]
 
 
 def test_a_teacher_s_vectors_get_no_gradient_and_their_lengths_do_not_matter():
@@ -168,7 +170,7 @@ def test_a_teacher_s_vectors_get_no_gradient_and_their_lengths_do_not_matter():
     q, p, tq, tp = vectors(0, 3, 8), vectors(1, 5, 8), vectors(2, 3, 6), vectors(3, 5, 6)
 
     def total(q, tq):
-        return objectives.total(q, p, tq, tp, BATCH, 0.1, (4,), distill)[0]
+        return objectives.total(q, p, tq, tp, BATCH, 0.1, Contrast(), (4,), distill)[0]
 
     of_q, of_teacher = jax.grad(total, (0, 1))(q, tq)
     assert np.abs(of_q).max() > 1e-3 and not np.abs(of_teacher).max()

@@ -1,4 +1,4 @@
-"""InfoNCE is what eight lines of NumPy say; packing, chunks and dropout change nothing that they should not."""
+"""Packing, chunks and dropout change nothing that they should not."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from e5jax import layers, loss
+from e5jax import layers
 from e5jax.layers import Dropout
 from e5jax.packing import BinShape, place
 from e5jax.pooling import unit
@@ -19,72 +19,6 @@ from tests import tiny
 
 ROWS = ((16, 2), (8, 3))
 LENGTHS = (13, 3, 6, 1, 7, 2, 16, 5, 8, 8, 4, 11)
-
-
-# InfoNCE
-
-
-def vectors(count, seed):
-    return np.array(unit(np.random.default_rng(seed).normal(size=(count, 24))))
-
-
-# Records as (query, passages): the first passage is its own, the others are hard negatives; passage 4 is shared.
-RECORDS = ((0, (0,)), (1, (1, 2)), (2, (3, 4, 5, 6)), (3, (4,)), (4, (7, 0)))
-
-
-def loop(q, p, temperature):
-    pool = sorted({passage for _, passages in RECORDS for passage in passages})
-    losses, best = [], []
-    for query, passages in RECORDS:
-        scores = {passage: q[query] @ p[passage] / temperature for passage in pool}
-        own = scores[passages[0]]
-        losses.append(-np.log(np.exp(own) / sum(np.exp(score) for score in scores.values())))
-        best.append(own == max(scores.values()))
-    return np.mean(losses), np.mean(best)
-
-
-def info_nce(q, p, temperature):
-    positive = np.array([passages[0] for _, passages in RECORDS])
-    return loss.info_nce(q, p, positive, np.ones(len(p), bool), temperature)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.05])
-def test_info_nce_is_the_loop_over_records(temperature):
-    q, p = vectors(5, 0), vectors(8, 1)
-    p[:2] = 0.9 * p[:2] + 0.5 * q[:2]  # some queries find their own, others do not
-    value, accuracy = info_nce(q, p, temperature)
-    expected = loop(q.astype(np.float64), p.astype(np.float64), temperature)
-    np.testing.assert_allclose((value, accuracy), expected, rtol=1e-5)
-    assert 0 < accuracy < 1
-
-
-def test_the_order_of_a_batch_does_not_change_its_loss():
-    q, p, rng = vectors(5, 0), vectors(8, 1), np.random.default_rng(2)
-    positive, valid = np.array([4, 1, 0, 1, 7]), np.arange(8) != 3
-    of_q, of_p = rng.permutation(5), rng.permutation(8)
-    place_of = np.argsort(of_p)
-    one = loss.info_nce(q, p, positive, valid, 0.02)
-    other = loss.info_nce(q[of_q], p[of_p], place_of[positive][of_q], valid[of_p], 0.02)
-    np.testing.assert_allclose(one, other, rtol=1e-6)
-
-
-def test_a_shared_passage_is_no_negative_of_either_query():
-    q, p = vectors(2, 0), vectors(3, 1)
-    value, _ = loss.info_nce(q, p, np.array([1, 1]), np.ones(3, bool), 0.1)
-    scores = q @ p.T / 0.1
-    expected = np.mean(np.log(np.exp(scores).sum(1)) - scores[:, 1])  # passage 1 stands once in each sum
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-
-
-def test_padding_passages_change_neither_loss_nor_gradient():
-    q, p, positive = vectors(3, 0), vectors(4, 1), np.arange(3)
-    value_and_grad = jax.value_and_grad(lambda *args: loss.info_nce(*args, 0.02)[0], argnums=(0, 1))
-    value, (to_q, to_p) = value_and_grad(q, p, positive, np.ones(4, bool))
-    padded = np.concatenate([p, q])  # the best of all passages, were they valid
-    value_, (to_q_, to_p_) = value_and_grad(q, padded, positive, np.arange(7) < 4)
-    np.testing.assert_allclose(value_, value, rtol=1e-6)
-    np.testing.assert_allclose(to_q_, to_q, atol=1e-6)
-    np.testing.assert_allclose(to_p_, np.concatenate([to_p, np.zeros_like(q)]), atol=1e-6)
 
 
 def test_the_gradient_is_finite_and_zero_at_a_zero_vector():
@@ -256,7 +190,7 @@ def test_chunks_kept_or_encoded_again_give_the_loss_and_gradient_of_a_loop_over_
 
     def value_and_grad(encode):
         def loss_fn(adapters):
-            return loss.info_nce(*encode(adapters), np.arange(4), np.ones(8, bool), 0.1)[0]
+            return tiny.info_nce(*encode(adapters), np.arange(4), np.ones(8, bool), 0.1)[0]
 
         return tiny.jit(jax.value_and_grad(loss_fn))(adapters)
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
+from e5jax.contrast import Contrast
 from e5jax.layers import NO_DROPOUT
 from e5jax.packing import BinShape
 from e5jax.projection import dot
@@ -101,7 +102,16 @@ def make(trained, remat):
     """-> (step in bf16, its arguments)"""
     graphdef, params, frozen = nnx.split(tiny.adapted(tiny.decoder(dtype=jnp.bfloat16)), trained, ...)
     optimizer = optax.sgd(1.0)
-    options = dict(temperature=0.1, matryoshka=(), distill=None, kept=0, remat=remat, dropout=NO_DROPOUT, seed=0)
+    options = dict(
+        temperature=0.1,
+        contrast=Contrast(),
+        matryoshka=(),
+        distill=None,
+        kept=0,
+        remat=remat,
+        dropout=NO_DROPOUT,
+        seed=0,
+    )
     step = make_step(graphdef, optimizer, SHAPE.rows, dtype=jnp.bfloat16, **options)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     return functools.partial(step, None), (state, frozen, tiny.batch(TEXTS[:4], TEXTS[4:], SHAPE))

@@ -470,5 +470,14 @@ def test_tables_are_no_plain_texts(tmp_path, name):
 
 
 def test_texts_and_positives_exclude_each_other():
-    with pytest.raises(UserError, match="give texts or positives, not both"):
+    with pytest.raises(UserError, match="give one of them"):
         Source(path="a.en", positives="a.de", texts=True)
+
+
+def test_a_record_s_type_may_say_its_task(tmp_path):
+    rows = [{**ROW, "task": "its own", "task_type": "long-short"}, {**ROW, "task_type": "sts"}, ROW]
+    path = jsonl(tmp_path / "a.jsonl", *rows)
+    tasks = lambda **options: [record.task for _, record in read(Source(path=path, **options))]
+    assert tasks(task_of_type={"long-short": "classify"}) == ["classify", None, None]
+    assert tasks(task_of_type={"long-short": "classify"}, task="other") == ["classify", "other", "other"]
+    assert tasks() == ["its own", None, None]

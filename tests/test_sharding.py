@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from e5jax.contrast import Contrast
 from e5jax.errors import UserError
 from e5jax.layers import NO_DROPOUT
 from e5jax.optim import adamw
@@ -120,6 +121,7 @@ def prepare(shape: BinShape, mesh=None):
         optimizer,
         shape.rows,
         temperature=0.1,
+        contrast=Contrast(),
         matryoshka=(),
         distill=None,
         dtype=jnp.float32,

@@ -16,6 +16,7 @@ from benchmarks.speed_bench import Bench, check_same
 from benchmarks.speed_ours import counting, to_batch
 from benchmarks.speed_train_rows import c8
 from benchmarks.speed_worker import Worker
+from e5jax.contrast import Contrast
 from e5jax.errors import FailedError, UserError
 from e5jax.flops import executed
 from e5jax.layers import NO_DROPOUT
@@ -195,6 +196,7 @@ def test_the_merged_step_has_our_loss_and_our_gradients(triples):
         descend,
         SHAPE.rows,
         temperature=0.1,
+        contrast=Contrast(),
         matryoshka=(),
         distill=None,
         dtype=jnp.float32,

@@ -29,6 +29,7 @@ from e5jax.config import (
     Pretrained,
     TrainConfig,
 )
+from e5jax.contrast import Contrast
 from e5jax.decoder import DecoderConfig
 from e5jax.errors import UserError
 from e5jax.formats import PAPER
@@ -218,6 +219,20 @@ def test_another_run_s_workdir_is_refused_by_field(finished, cache, change, said
         training.train(tiny_config(finished, cache, **change))
     assert said in str(refused.value)
     assert sorted(p for p in finished.rglob("*")) == before
+
+
+def test_a_run_of_a_version_without_today_s_switches_goes_on_with_them_off(tmp_path, cache, finished):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["contrast"], config["skip_non_finite"]
+    for source in config["data"]["train"]:
+        del source["labels"], source["own_negatives_only"], source["task_of_type"]
+    path.write_text(json.dumps(config))
+    training.train(tiny_config(tmp_path / "run", cache))
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"contrast\.query_query is False there and True here"):
+        training.train(tiny_config(tmp_path / "run", cache, contrast=Contrast(query_query=True)))
 
 
 def test_changed_training_data_is_refused(tmp_path, cache):

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from e5jax import lora, loss
+from e5jax import contrast, lora, loss
 from e5jax.batch import Batch
 from e5jax.decoder import PROJECTIONS, Decoder, DecoderConfig
 from e5jax.layers import NO_DROPOUT
@@ -102,7 +103,28 @@ def batch(queries, passages, shape: BinShape) -> Batch:
         teacher_QE=None,
         teacher_PE=None,
         valid_P=np.ones(len(passages), bool),
+        same_Q=np.arange(len(queries), dtype=np.int32),
+        own_only_Q=None,
     )
+
+
+def whose(positive_Q, valid_P, negatives=None, same_Q=None, own_only_Q=None) -> SimpleNamespace:
+    """Who is whose passage, as a `Batch` says it. `negatives`: the hard negatives of each query, -1 for none."""
+    count = len(positive_Q)
+    negative_QK = np.full((count, 0), -1) if negatives is None else np.array(negatives)
+    return SimpleNamespace(
+        positive_Q=positive_Q,
+        negative_QK=np.maximum(negative_QK, 0),
+        has_QK=negative_QK >= 0,
+        valid_P=valid_P,
+        same_Q=np.arange(count) if same_Q is None else np.array(same_Q),
+        own_only_Q=own_only_Q,
+    )
+
+
+def info_nce(q_QD, p_PD, positive_Q, valid_P, temperature):
+    """The paper's loss."""
+    return contrast.info_nce(q_QD, p_PD, whose(positive_Q, valid_P), temperature, contrast.Contrast())
 
 
 def encode(model: Decoder, bins: Bins, shape: BinShape, **changes) -> jax.Array:

@@ -24,14 +24,15 @@ def write(names: Iterable[str], path: Path) -> int:
     """The texts of .jsonl, .csv and .txt files as sorted numbers in `path` (.npy); -> how many there are."""
     found: set[int] = set()
     for name in names:
-        for text in _texts(existing(name)):
+        for text in texts(existing(name)):
             if len((form := normal(text)).encode()) >= COMMON_BYTES:
                 found.add(int.from_bytes(digest(form), "little"))
     np.save(path, np.array(sorted(found), "<u8"), allow_pickle=False)
     return len(found)
 
 
-def _texts(path: Path) -> Iterator[str]:
+def texts(path: Path) -> Iterator[str]:
+    """Every string of a .jsonl, .csv or .txt file. Raises UserError for another, and for one that breaks off."""
     readers = {".jsonl": _jsonl, ".csv": _csv, ".txt": lambda file: file}
     if path.suffix.lower() not in readers:
         raise UserError(f"{path}: cannot read evaluation texts from it; what can be read: {', '.join(readers)}")

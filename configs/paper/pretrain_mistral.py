@@ -1,7 +1,7 @@
 """The same contrastive pre-training for Mistral-7B: the other half of "is it necessary?" (arXiv 2401.00368, §5.1).
 
-    E5_PRETRAIN_DATA=FOLDER python -m e5jax.train --config configs/pretrain_mistral.py
-    python -m e5jax.train --config configs/e5_mistral_7b.py --init-from runs/pretrain_mistral --workdir runs/both_stages
+    E5_PRETRAIN_DATA=FOLDER python -m e5jax.train --config configs/paper/pretrain_mistral.py
+    python -m e5jax.train --config configs/paper/mistral_pretrained.py
 
 The pairs, prefixes, batch and temperature of pretrain_xlm_r.py; the LoRA, learning rate and weight decay of the paper's
 fine-tuning, so that the second stage goes on with the same adapters; 10,000 steps, as the paper took. It found next to
@@ -18,7 +18,7 @@ from e5jax.config import LoraConfig, OptimConfig, Pretrained, TrainConfig
 def get_config() -> TrainConfig:
     return dataclasses.replace(
         pretrain_xlm_r.get_config(),
-        workdir="runs/pretrain_mistral",
+        workdir="runs/paper/pretrain_mistral",
         steps=10_000,
         model=Pretrained(base="mistralai/Mistral-7B-v0.1"),
         lora=LoraConfig(),

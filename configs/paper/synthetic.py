@@ -13,7 +13,7 @@ def get_config() -> TrainConfig:
     train = (Source(path=e5_mistral_7b.SYNTHETIC, split="train[1%:]"),)
     return dataclasses.replace(
         full,
-        workdir="runs/e5_mistral_7b_synthetic",
+        workdir="runs/paper/synthetic",
         steps=244,
         data=dataclasses.replace(full.data, train=train),
     )

@@ -17,7 +17,7 @@ def get_config() -> TrainConfig:
     train = (Source(path=e5_mistral_7b.SYNTHETIC, split="train[1%:]"), e5_mistral_7b.public("msmarco_passage"))
     return dataclasses.replace(
         full,
-        workdir="runs/e5_mistral_7b_synthetic_msmarco",
+        workdir="runs/paper/synthetic_msmarco",
         steps=367,
         data=dataclasses.replace(full.data, train=train),
     )

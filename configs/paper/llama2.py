@@ -2,14 +2,14 @@
 
 import dataclasses
 
-import e5_mistral_7b_synthetic_msmarco
+import synthetic_msmarco
 
 from e5jax.config import Pretrained, TrainConfig
 
 
 def get_config() -> TrainConfig:
     return dataclasses.replace(
-        e5_mistral_7b_synthetic_msmarco.get_config(),
-        workdir="runs/llama2_7b",
+        synthetic_msmarco.get_config(),
+        workdir="runs/paper/llama2",
         model=Pretrained(base="meta-llama/Llama-2-7b-hf"),
     )

@@ -1,7 +1,7 @@
 """Contrastive pre-training of XLM-R large on a billion weakly supervised pairs: multilingual E5's first stage.
 
-    E5_PRETRAIN_DATA=FOLDER python -m e5jax.train --config configs/pretrain_xlm_r.py
-    python -m e5jax.train --config configs/e5_xlm_r.py          # the second stage, from its result
+    E5_PRETRAIN_DATA=FOLDER python -m e5jax.train --config configs/paper/pretrain_xlm_r.py
+    python -m e5jax.train --config configs/paper/xlm_r_pretrained.py          # the second stage, from its result
 
 "Is contrastive pre-training necessary?" (arXiv 2401.00368, §5.1) asks what this buys XLM-R, and what it buys a Mistral
 (pretrain_mistral.py), when both are then trained on the same data. From arXiv 2402.05672: 30,000 steps of 32,768 pairs,
@@ -36,7 +36,7 @@ PAIRS = {
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        workdir="runs/pretrain_xlm_r",
+        workdir="runs/paper/pretrain_xlm_r",
         steps=30_000,
         batch_size=32_768,
         model=Pretrained(base="FacebookAI/xlm-roberta-large", pooling="mean"),

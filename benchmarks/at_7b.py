@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from e5jax.architecture import Architecture
 from e5jax.batch import Batch
 from e5jax.command import load_config
 from e5jax.config import FromScratch, TrainConfig
@@ -24,11 +25,16 @@ from e5jax.train import with_targets
 def paper(**changes) -> TrainConfig:
     """Its config with random weights in bf16, and the changes."""
     config = load_config(str(Path(__file__).parents[1] / "configs" / "e5_mistral_7b.py"))
-    config = dataclasses.replace(config, model=FromScratch(architecture=MISTRAL_7B_V01, dtype="bfloat16"))
-    return with_targets(dataclasses.replace(config, **changes), MISTRAL_7B_V01)
+    return untrained(dataclasses.replace(config, **changes), MISTRAL_7B_V01)
 
 
-def step(config: TrainConfig, cfg: DecoderConfig, shape: BinShape) -> tuple[Callable, tuple]:
+def untrained(config: TrainConfig, cfg: Architecture) -> TrainConfig:
+    """A config with random weights of a shape, in its dtype, in the place of its base."""
+    model = FromScratch(architecture=cfg, dtype=getattr(config.model, "dtype", "bfloat16"))
+    return with_targets(dataclasses.replace(config, model=model), cfg)
+
+
+def step(config: TrainConfig, cfg: Architecture, shape: BinShape) -> tuple[Callable, tuple]:
     """-> (the step, its arguments: state, frozen weights, batch). A query has one hard negative."""
     optimizer = adamw(learning_rate(1e-4, 100, config.steps), b1=0.9, b2=0.999, weight_decay=0.1, clip_norm=1.0)
 
@@ -49,7 +55,7 @@ def step(config: TrainConfig, cfg: DecoderConfig, shape: BinShape) -> tuple[Call
         dtype=jnp.dtype(config.model.dtype),
         kept=config.packing.kept or 0,
         remat=bool(config.remat),
-        dropout=Dropout(adapters=config.lora.dropout if config.lora else 0.0, hidden=0.0),
+        dropout=Dropout(adapters=config.lora.dropout if config.lora else 0.0, hidden=config.dropout),
         seed=0,
     )
     return functools.partial(run, None), (state, frozen, batch(shape, config.batch_size))

@@ -301,6 +301,12 @@ class EncodeConfig:
     """Tokens of a text, special ones included; None: what the model was trained with, else 512."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of the products; None: as the weights are stored."""
+    window: int | None = None
+    """Another sliding window than the model's; 0: none."""
+    rope_theta: float | None = None
+    """Another base of the rotary angles than the model's."""
+    rope_scale: float | None = None
+    """Make the base so much larger that texts may be so many times as long (NTK-aware scaling)."""
     dims: int | None = None
     """Keep the first so many dimensions and make the length one again (Matryoshka)."""
     quantize: Literal["int8", "binary"] | None = None
@@ -410,6 +416,8 @@ class EvaluateConfig:
     """Another sliding window than the model's; 0: none."""
     rope_theta: float | None = None
     """Another base of the rotary angles than the model's."""
+    rope_scale: float | None = None
+    """Make the base so much larger that texts may be so many times as long (NTK-aware scaling)."""
     dims: int | None = None
     """Measure the first so many dimensions, of length one again (Matryoshka)."""
     quantize: Literal["int8", "binary"] | None = None
@@ -426,6 +434,7 @@ class EvaluateConfig:
         _require(wanted, "give --model and --tasks, or --compare A B")
         _require(self.window is None or self.window >= 0, f"window must not be negative, got {self.window}")
         _require(self.rope_theta is None or self.rope_theta > 0, f"rope_theta must be positive, got {self.rope_theta}")
+        _require(self.rope_scale is None or self.rope_scale > 0, f"rope_scale must be positive, got {self.rope_scale}")
         _require(self.dims is None or self.dims > 0, f"dims must be positive, got {self.dims}")
         _require(self.max_length is None or self.max_length >= 8, f"max_length {self.max_length} is less than 8")
         fit = all(64 <= length <= 32_768 for length in self.passkey_lengths)

@@ -23,6 +23,7 @@ from e5jax.corpus import Corpus
 from e5jax.encoder import Encoder
 from e5jax.errors import UserError
 from e5jax.prompts import for_task
+from e5jax.reach import reaching
 from e5jax.sharding import local_mesh
 
 
@@ -43,6 +44,7 @@ def encode(config: EncodeConfig) -> dict | None:
     output = places.place(config.output)
     vectors.check_folder(output)
     encoder = Encoder.load(config.model, max_length=config.max_length, dtype=config.dtype, mesh=local_mesh())
+    encoder = reaching(encoder, config.window, config.rope_theta, config.rope_scale)
     dims = vectors.Kept(dims=config.dims, quantize=config.quantize).check(encoder.model.cfg.dim)
     side = config.side or ("passage" if instruction is None else "query")
     before = encoder.prompts.passage if side == "passage" else encoder.prompts.before_query(instruction)
@@ -58,6 +60,9 @@ def encode(config: EncodeConfig) -> dict | None:
         "prompt": before,
         "max_length": encoder.max_length,
         "computed_in": str(np.dtype(encoder.dtype)),
+        "window": config.window,
+        "rope_theta": config.rope_theta,
+        "rope_scale": config.rope_scale,
         "dims": dims,
         "dtype": config.quantize or "float32",
         "shard_size": config.shard_size,

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 from e5jax import command, compare, passkey, places, results, tasks
 from e5jax.compare import Difference
 from e5jax.config import EvaluateConfig
-from e5jax.decoder import DecoderConfig
-from e5jax.encoder import Encoder
 from e5jax.errors import UserError
 from e5jax.mteb_model import BM25, SENTENCE_TRANSFORMERS, MtebModel, open_mteb_model
 from e5jax.prompts import load_table
+from e5jax.reach import reaching
 from e5jax.records import existing
 from e5jax.results import Results, TaskResult
 from e5jax.sharding import local_mesh
@@ -60,8 +59,11 @@ def _evaluate(config: EvaluateConfig, output: Path) -> list[Results] | list[Diff
     results.check_folder(output, "results.json" if len(folders) == 1 else "*/results.json")
     load_table(config.prompts)
     others = [name for name in config.model if name == BM25 or name.startswith(SENTENCE_TRANSFORMERS)]
-    if others and (lengths or config.window is not None or config.rope_theta is not None):
-        raise UserError(f"{others[0]}: passkey, --window and --rope-theta are for models that e5jax itself runs")
+    changed = [value is not None for value in (config.window, config.rope_theta, config.rope_scale)]
+    if others and (lengths or any(changed)):
+        raise UserError(
+            f"{others[0]}: passkey, --window, --rope-theta and --rope-scale are for models that e5jax itself runs"
+        )
     if BM25 in config.model and (config.dims is not None or config.quantize is not None):
         raise UserError(f"{BM25} has no vectors: --dims and --quantize are for models that have some")
     runs = []
@@ -85,7 +87,7 @@ def _measure(name: str, todo: list, lengths: Sequence[int], folder: Path, config
         kept=Kept(dims=config.dims, quantize=config.quantize),
     )
     if isinstance(model, MtebModel):
-        encoder = _attending(model.encoder, config.window, config.rope_theta)
+        encoder = reaching(model.encoder, config.window, config.rope_theta, config.rope_scale)
         model = dataclasses.replace(model, encoder=encoder)
         facts = {
             "digest": encoder.digest,
@@ -103,6 +105,7 @@ def _measure(name: str, todo: list, lengths: Sequence[int], folder: Path, config
         **facts,
         "window": config.window,
         "rope_theta": config.rope_theta,
+        "rope_scale": config.rope_scale,
         "prompts": _which(config.prompts),
         "dims": config.dims,
         "quantize": config.quantize,
@@ -132,18 +135,6 @@ def _once(run: Results, folder: Path, task: str, data: str, which: str, measure)
     seconds = time.monotonic() - start
     print(f"{which} {task}: {found.metric} {found.value:.4f} (n {found.n:,}, {seconds:.0f} s)", flush=True)
     return run
-
-
-def _attending(encoder: Encoder, window: int | None, rope_theta: float | None) -> Encoder:
-    """With the overrides of the command line; a window of 0 is none."""
-    if window is None and rope_theta is None:
-        return encoder
-    cfg = encoder.model.cfg
-    if not isinstance(cfg, DecoderConfig):
-        raise UserError(f"--window and --rope-theta are for decoders: a {cfg.family} has neither")
-    return encoder.attending(
-        window=cfg.window if window is None else window or None, rope_theta=rope_theta or cfg.rope_theta
-    )
 
 
 def _passkey(model: MtebModel, length: int) -> TaskResult:

@@ -21,6 +21,7 @@ DOCUMENTS, QUERIES = 100, 50
 SEED = 0
 DATA = f"{QUERIES} of {DOCUMENTS} people, seed {SEED}"
 METRIC = "top1_accuracy"
+REACH = ("window", "rope_theta", "rope_scale")  # what `evaluate` may change of a model
 # The paper names no instruction for this task, nor does mteb for its LEMBPasskeyRetrieval.
 INSTRUCTION = "Given a question, retrieve passages that answer the question"
 QUERY = "what is the pass key for {name}?"
@@ -161,9 +162,7 @@ def curves(runs: Sequence[Results]) -> dict[str, dict[int, float]]:
     """{model and its overrides: {length: accuracy}} of all that was measured."""
     found = {}
     for name, run in zip(pictures.short_names([run.model for run in runs]), runs, strict=True):
-        changed = [
-            f"{key} {run.identity[key]:g}" for key in ("window", "rope_theta") if run.identity.get(key) is not None
-        ]
+        changed = [f"{key} {run.identity[key]:g}" for key in REACH if run.identity.get(key) is not None]
         line = {int(r.task.removeprefix("passkey-")): r.value for r in run.results if r.metric == METRIC}
         if line:
             found[", ".join([name, *changed])] = dict(sorted(line.items()))

@@ -178,16 +178,21 @@ def fitting(work: Work, wanted: Wanted, limit: float, attempt: Callable[[Schedul
 
     Where the user has fixed all of it, that is taken, with a warning. Raises UserError where nothing fits.
     """
+    takes = lambda schedule, asked: f"{schedule} takes {asked / 1e9:.1f} GB a device, and {limit / 1e9:.1f} may be used"
+    if wanted.leaves_no_choice:  # nothing to weigh, which takes seconds
+        kept = max(wanted.chunks == 1, min(wanted.kept or 0, wanted.chunks))
+        schedule = Schedule(chunks=wanted.chunks, kept=kept, remat=wanted.remat)
+        made, asked = attempt(schedule)
+        if asked > limit:
+            log.warning(takes(schedule, asked))
+        return made
     allowed = limit
     while True:
         schedule = best(work, wanted, allowed) or leanest(work, wanted)
         made, asked = attempt(schedule)
         if asked <= limit:
             return made
-        said = f"{schedule} takes {asked / 1e9:.1f} GB a device, and {limit / 1e9:.1f} may be used"
-        if wanted.leaves_no_choice:
-            log.warning(said)
-            return made
+        said = takes(schedule, asked)
         if schedule == leanest(work, wanted):
             raise UserError(
                 f"the step does not fit: {said}. Split the base over the devices (--mesh 1 -1 1), lower batch_size or "

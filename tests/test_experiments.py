@@ -1,6 +1,7 @@
 """A table is run row by row and seed by seed, goes on where it was, and says what it came to and against what."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,17 +58,17 @@ def table_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(table_file, tmp_path_factory):
     output = tmp_path_factory.mktemp("done") / "out"
-    told = experiments.experiments(ExperimentsConfig(table=str(table_file), seeds=(0, 1), output=str(output)))
+    told = experiments.experiments(ExperimentsConfig(table=str(table_file), seeds=(1,), output=str(output)))
     return output, told
 
 
 def test_every_row_is_trained_and_measured_for_every_seed(done):
     output, told = done
     assert sorted(p.name for p in (output / "scores").iterdir()) == [
-        f"{row}-{seed}.json" for row in ("fast", "slow", "twice") for seed in (0, 1)
+        f"{row}-1.json" for row in ("fast", "slow", "twice")
     ]
     rows = {row["row"]: row for row in told["rows"]}
-    assert rows["fast"]["seeds"] == [0, 1] and rows["huge"]["seeds"] == []
+    assert rows["fast"]["seeds"] == [1] and rows["huge"]["seeds"] == []
     config = json.loads((output / "runs" / "fast-1" / "config.json").read_text())
     assert (config["seed"], config["optim"]["peak_lr"]) == (1, 1e-2)
     second = json.loads((output / "runs" / "twice-1" / "config.json").read_text())
@@ -77,9 +78,9 @@ def test_every_row_is_trained_and_measured_for_every_seed(done):
 
 def test_scores_are_what_the_runs_measured(done):
     output, _ = done
-    last = [json.loads(line) for line in (output / "runs" / "slow-0" / "metrics.jsonl").read_text().splitlines()]
+    last = [json.loads(line) for line in (output / "runs" / "slow-1" / "metrics.jsonl").read_text().splitlines()]
     expected = [row["eval/unseen/ndcg@10"] for row in last if "eval/unseen/ndcg@10" in row][-1]
-    scores = json.loads((output / "scores" / "slow-0.json").read_text())["scores"]
+    scores = json.loads((output / "scores" / "slow-1.json").read_text())["scores"]
     assert scores["eval/unseen/ndcg@10"] == pytest.approx(expected)
 
 
@@ -87,11 +88,11 @@ def test_what_is_there_is_not_done_again_and_another_seed_is_added(done, table_f
     output, _ = done
     monkeypatch.setattr(experiments, "measure", lambda table, row, seed, output: {"scores": {}, "model": "m"})
     told = experiments.experiments(
-        ExperimentsConfig(table=str(table_file), seeds=(0, 1, 2), rows=("fast",), output=str(output))
+        ExperimentsConfig(table=str(table_file), seeds=(1, 2), rows=("fast",), output=str(output))
     )
     said = capsys.readouterr().out
-    assert "[1/3] fast, seed 0: there already" in said and "[3/3] fast, seed 2: begins" in said
-    assert next(row for row in told["rows"] if row["row"] == "fast")["seeds"] == [0, 1]  # the third has not every task
+    assert "[1/2] fast, seed 1: there already" in said and "[2/2] fast, seed 2: begins" in said
+    assert next(row for row in told["rows"] if row["row"] == "fast")["seeds"] == [1]  # the other has not every task
     (output / "scores" / "fast-2.json").unlink()
 
 
@@ -177,9 +178,11 @@ def test_an_average_over_tasks_weighs_columns_by_their_tasks():
     assert mean("tasks") == pytest.approx(50.0) and mean("columns") == pytest.approx(60.0)
 
 
-def test_the_table_for_people_has_a_line_a_row_and_says_why_one_is_unanswered(done):
-    output, _ = done
-    text = (output / "table.md").read_text()
+def test_the_table_for_people_has_a_line_a_row_and_says_why_one_is_unanswered(table_file):
+    scores = lambda value: {"eval/unseen/ndcg@10": value, "eval/unseen/mrr": value}
+    rows = {name: {seed: scores(at + seed / 10) for seed in (0, 1)} for name, at in (("slow", 0.4), ("fast", 0.6))}
+    found = command.load_config(str(table_file))
+    text = experiment_table.markdown(experiment_table.summary(found, rows))
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert lines[0] == "| row | seeds | Retr. | MRR | average | difference | paper | paper's difference | here |"
     assert lines[2].startswith("| slow | 2 | ") and lines[2].endswith(" | – | 60.0 | – | – |")
@@ -245,9 +248,13 @@ def test_the_paper_s_tables_have_a_config_for_every_row(path):
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_run_of_the_paper_is_in_a_table(path):
     config = command.load_config(str(path))
+    assert dataclasses.replace(config, workdir="") in runs_of_all_tables()
+
+
+@functools.cache
+def runs_of_all_tables():
     rows = [row for table in TABLES for row in command.load_config(str(table)).rows]
-    runs = [dataclasses.replace(run, workdir="") for row in rows for run in (row.train, row.first) if run is not None]
-    assert dataclasses.replace(config, workdir="") in runs
+    return [dataclasses.replace(run, workdir="") for row in rows for run in (row.train, row.first) if run is not None]
 
 
 def test_the_small_tables_say_of_every_row_of_the_paper_s_how_it_is_answered(monkeypatch, tmp_path):

@@ -181,10 +181,11 @@ def test_wrong_words_are_a_usage_error(ran, script, words):
 
 
 def test_shellcheck_finds_nothing():
-    scripts = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
+    folders = (LAUNCH, LAUNCH.parent / "examples")
+    scripts = sorted(path for folder in folders for path in folder.iterdir() if path.suffix in (".sh", ".sbatch"))
     checker = Path(sys.executable).with_name("shellcheck")
     done = subprocess.run([checker, *scripts], capture_output=True, text=True, check=False)
-    assert len(scripts) == 3 and done.returncode == 0, done.stdout
+    assert len(scripts) == 4 and done.returncode == 0, done.stdout
 
 
 def test_local_processes_are_told_who_they_are():

@@ -64,7 +64,8 @@ def tiny_config(workdir, cache, **changes) -> TrainConfig:
         lora=None,
         data=DataConfig(train=(Source(path=TRAIN, rows=":100"),), max_length=48, cache=str(cache)),
         eval=(EvalSet(name="unseen", sources=(Source(path=HELDOUT, rows=":20"),)),),
-        packing=PackingConfig(widths=(48,), chunks=2),
+        packing=PackingConfig(widths=(48,), chunks=2, kept=2),  # to find a plan takes seconds
+        remat=False,
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=2),
         eval_every=3,
         checkpoint_every=2,

@@ -82,19 +82,26 @@ def compiled(name: str) -> dict:
     tokens = float(np.mean([texts.sum() for texts in lengths]))
     work = schedule.Work(tokens=tokens / shards, layers=cfg.layers, fixed=held, costs=functools.cache(costs))
 
+    limit = FREE * chip.memory
+
     def attempt(chosen):
         shape = choose_shape(lengths, shards, chosen.chunks, 0.25, (512, 128))
         packing = dataclasses.replace(config.packing, chunks=chosen.chunks, kept=chosen.kept)
         step, arguments = at_7b.step(dataclasses.replace(config, packing=packing, remat=chosen.remat), cfg, shape)
         start = time.monotonic()
         with jax.set_mesh(mesh):
-            traced = at_7b.jitted(step, arguments, mesh).trace(*arguments)
-            made = traced.lower(lowering_platforms=("tpu",)).compile()
+            lowered = at_7b.jitted(step, arguments, mesh).trace(*arguments).lower(lowering_platforms=("tpu",))
+            try:
+                made = lowered.compile()
+            except jax.errors.JaxRuntimeError as error:
+                asked = schedule.ran_out(error, limit)
+                print(f"{name}: {chosen} has no room, {asked / 1e9:.1f} GB", flush=True)
+                return None, asked
         print(f"{name}: {chosen}, compiled in {time.monotonic() - start:.0f} s", flush=True)
         return (chosen, shape, made), schedule.bytes_of(made)
 
     wanted = schedule.Wanted(chunks=None, kept=None, remat=None)
-    chosen, shape, made = schedule.fitting(work, wanted, FREE * chip.memory, attempt)
+    chosen, shape, made = schedule.fitting(work, wanted, limit, attempt)
     memory = made.memory_analysis()
     flops = work.flops(chosen)
     passes = 2 + chosen.remat + (chosen.chunks > chosen.kept)

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -176,13 +177,16 @@ def _schedules(work, wanted, limit) -> Iterator[Schedule]:
 def fitting(work: Work, wanted: Wanted, limit: float, attempt: Callable[[Schedule], tuple[object, float]]):
     """What `attempt(schedule)`, -> (anything, bytes that it asks for), makes of the cheapest schedule that fits.
 
-    Where the user has fixed all of it, that is taken, with a warning. Raises UserError where nothing fits.
+    Where the user has fixed all of it, that is taken, with a warning. An attempt whose compiler ran out of memory
+    (`ran_out`) gives None. Raises UserError where nothing fits.
     """
     takes = lambda schedule, asked: f"{schedule} takes {asked / 1e9:.1f} GB a device, and {limit / 1e9:.1f} may be used"
     if wanted.leaves_no_choice:  # nothing to weigh, which takes seconds
         kept = max(wanted.chunks == 1, min(wanted.kept or 0, wanted.chunks))
         schedule = Schedule(chunks=wanted.chunks, kept=kept, remat=wanted.remat)
         made, asked = attempt(schedule)
+        if made is None:
+            raise UserError(f"the step does not fit: {takes(schedule, asked)}: lower packing.kept or raise .chunks")
         if asked > limit:
             log.warning(takes(schedule, asked))
         return made
@@ -190,7 +194,7 @@ def fitting(work: Work, wanted: Wanted, limit: float, attempt: Callable[[Schedul
     while True:
         schedule = best(work, wanted, allowed) or leanest(work, wanted)
         made, asked = attempt(schedule)
-        if asked <= limit:
+        if made is not None and asked <= limit:
             return made
         said = takes(schedule, asked)
         if schedule == leanest(work, wanted):
@@ -200,6 +204,19 @@ def fitting(work: Work, wanted: Wanted, limit: float, attempt: Callable[[Schedul
             )
         log.info("%s: trying the next", said)
         allowed = 0.98 * min(allowed, limit * work.bytes(schedule) / asked)
+
+
+def ran_out(error: Exception, limit: float) -> float:
+    """Bytes that a step would have asked of a device whose compiler found no room for it; other errors go on.
+
+    XLA for TPUs ends like that where it is asked to compile what does not fit.
+    """
+    said = str(error)
+    if "RESOURCE_EXHAUSTED" not in said and "Ran out of memory" not in said:
+        raise error
+    used = re.search(r"Used ([\d.]+)([GM]) of", said)
+    asked = float(used[1]) * {"G": 2**30, "M": 2**20}[used[2]] if used else 0.0
+    return max(asked, 1.02 * limit)
 
 
 def bytes_of(compiled) -> float:

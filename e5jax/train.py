@@ -222,7 +222,10 @@ def plan_step(
     def attempt(schedule):
         whole = len(sample) == config.steps
         of_step = shape or fit_shape(packing, schedule.chunks, sample, whole, shard_count(mesh))
-        step = compiled(schedule, of_step)
+        try:
+            step = compiled(schedule, of_step)
+        except jax.errors.JaxRuntimeError as error:
+            return None, schedules.ran_out(error, limit)
         asked = schedules.bytes_of(step)
         return Planned(schedule=schedule, shape=of_step, step=step, bytes=asked, limit=limit), asked
 

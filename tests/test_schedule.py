@@ -130,3 +130,25 @@ def test_a_cpu_s_devices_share_half_of_its_memory():
     device = jax.local_devices()[0]
     assert 0 < schedule.memory_of(device) * jax.local_device_count() < 2**50
     assert np.isclose(schedule.memory_of(device) * 2 * jax.local_device_count(), schedule._memory_of_machine())
+
+
+def test_a_schedule_whose_compiler_runs_out_of_memory_is_one_that_does_not_fit():
+    """As XLA for TPUs says it; the next leaner one is tried, and what the user fixed is refused."""
+    said = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 3.00G of 1G"
+    )
+    assert schedule.ran_out(RuntimeError(said), 1e9) == 3 * 2**30
+    assert schedule.ran_out(RuntimeError("RESOURCE_EXHAUSTED: no more"), 1e9) == 1.02e9
+    with pytest.raises(RuntimeError, match="a bug"):
+        schedule.ran_out(RuntimeError("a bug"), 1e9)
+    work, limit, tried = work_at_7b(), 134 * GB, []
+
+    def attempt(chosen):
+        tried.append(chosen)
+        return (chosen, 1.0) if len(tried) == 3 else (None, 1.2 * limit)
+
+    made = schedule.fitting(work, ANY, limit, attempt)
+    assert made is tried[2] and work.bytes(tried[2]) < work.bytes(tried[0])
+    fixed = Wanted(chunks=4, kept=2, remat=False)
+    with pytest.raises(UserError, match="does not fit: 4 chunks, 2 of them"):
+        schedule.fitting(work, fixed, limit, lambda chosen: (None, 2.0 * limit))

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +22,7 @@ from tests.test_train import tiny_config
 ROOT = Path(__file__).parents[1]
 TABLES = sorted((ROOT / "configs" / "paper").glob("*_*.py"))
 TABLES = [path for path in TABLES if path.stem.startswith(("table", "figure"))]
-RUNS = sorted({*(ROOT / "configs" / "paper").glob("*.py")} - {*TABLES, ROOT / "configs" / "paper" / "mteb.py"})
+RUNS = sorted({*(ROOT / "configs" / "paper").glob("*.py")} - {*TABLES, ROOT / "configs" / "paper" / "english_mteb.py"})
 
 FILE = """
 from e5jax.experiments import Row, Table
@@ -266,3 +268,9 @@ def test_the_small_tables_say_of_every_row_of_the_paper_s_how_it_is_answered(mon
             found = command.load_config(str(small))
             assert len(found.rows) >= len(command.load_config(str(path)).rows)
             assert any(not row.unanswered for row in found.rows)
+
+
+def test_no_config_of_the_paper_has_the_name_of_a_package():
+    """It would be imported in its place, or be it."""
+    found = [path.stem for folder in ("paper", "paper/small") for path in (ROOT / "configs" / folder).glob("*.py")]
+    assert not {*found} & {*metadata.packages_distributions(), *sys.stdlib_module_names}

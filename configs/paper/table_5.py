@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import english_mteb
 import llama2
 import mean_pooling
 import msmarco
-import mteb
 import no_instruction
 import rank_8
 import rank_32
@@ -36,16 +36,24 @@ MEASURED = {
 
 def get_config() -> Table:
     ablations = [
-        Row(name=name, train=run.get_config(), against=BASE, measured=MEASURED.get(name, {}), paper=mteb.paper(line))
+        Row(
+            name=name,
+            train=run.get_config(),
+            against=BASE,
+            measured=MEASURED.get(name, {}),
+            paper=english_mteb.paper(line),
+        )
         for name, (run, line) in ROWS.items()
     ]
     base = Row(
-        name=BASE, train=synthetic_msmarco.get_config(), paper=mteb.paper("78.3 49.9 87.1 59.5 52.2 81.2 32.7 64.5")
+        name=BASE,
+        train=synthetic_msmarco.get_config(),
+        paper=english_mteb.paper("78.3 49.9 87.1 59.5 52.2 81.2 32.7 64.5"),
     )
     return Table(
         title="Table 5: ablations",
         about="Another base, other data, pooling, ranks and instructions, one at a time.",
-        columns=mteb.columns(),
+        columns=english_mteb.columns(),
         average="tasks",
         rows=(base, *ablations),
     )

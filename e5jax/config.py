@@ -1,6 +1,7 @@
 """What each command depends on: frozen dataclasses. A config file's `get_config()` returns one; command.py reads it."""
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 import tyro
@@ -11,6 +12,8 @@ from e5jax.decoder import PROJECTIONS as DECODER_PROJECTIONS
 from e5jax.decoder import DecoderConfig
 from e5jax.formats import INSTRUCT, Prompts
 from e5jax.pooling import Kind
+from e5jax.prompts import nearest
+from e5jax.public_sets.sets import SETS
 from e5jax.records import Source
 
 
@@ -393,6 +396,57 @@ class MineConfig:
 
 
 @frozen
+class PublicConfig:
+    """Public copies of the paper's 13 training sets -> records, a .jsonl a set."""
+
+    input: str
+    """A folder with a folder a set (nq/, fever/ …), or with bge-e5data/ or echo-data/, which have all of them."""
+    output: str
+    """A folder; a set that is there of the same files and settings stays, one of others is refused."""
+    sets: tuple[str, ...] = ()
+    """nq squad … A set that is not there is an error then. Empty: those that are there."""
+    negatives: int = 1
+    """Hard negatives of a record, at most; of more, so many are drawn."""
+    max_characters: int = 10_000
+    """Where a passage is cut; 512 tokens are less than half of it."""
+    seed: int = 0
+    """Of which positive and which negatives are drawn, where a query has several."""
+    force: bool = False
+    """Replace what is there."""
+
+    def __post_init__(self):
+        for name in self.sets:
+            if name not in SETS:
+                raise ValueError(f"no public set {name!r}{nearest(name, SETS)}; there are {', '.join(SETS)}")
+        if self.negatives < 0 or self.max_characters <= 0:
+            raise ValueError("negatives must not be less than 0, and max_characters must be more")
+
+
+@frozen
+class ContaminationConfig:
+    """Which evaluation queries stand in training data."""
+
+    train: tuple[str, ...]
+    """Whatever a training config's Source takes as path."""
+    evaluation: tuple[str, ...] = ()
+    """Files of evaluation texts: BEIR's queries.jsonl, or any .jsonl, .csv and .txt."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the data folder, as `evaluate` calls them."""
+    data_dir: str | None = None
+    """The folder with the tasks' data; None: $E5JAX_DATA."""
+    output: str
+    """Where the report goes, as JSON."""
+    write_clean: str | None = None
+    """A folder for the sources without the records that match, as JSONL."""
+
+    def __post_init__(self):
+        if not self.train:
+            raise ValueError("--train names no source")
+        if not self.evaluation and not self.tasks:
+            raise ValueError("give --evaluation FILE, --tasks NAME, or both")
+
+
+@frozen
 class EvaluateConfig:
     """Models and tasks -> a table of results."""
 
@@ -459,6 +513,54 @@ class ExportConfig:
     """Licence for the model card, as the hub spells it (apache-2.0)."""
     push_to_hub: str | None = None
     """Also upload to this repository (OWNER/NAME); the token comes from HF_TOKEN."""
+
+
+@frozen
+class MergeConfig:
+    """Runs of one model -> one run."""
+
+    runs: tuple[str, ...]
+    """Workdirs, or steps of theirs (D/checkpoints/300): of one base, tokenizer and kind of training."""
+    output: str
+    """A new folder."""
+    weights: tuple[float, ...] = ()
+    """Of each run, relative to their sum; none: all alike."""
+    method: Literal["linear", "slerp"] = "linear"
+    """linear: the weighted sum; slerp: of two, the point on the arc between them, which keeps the length."""
+    rank: int | None = None
+    """Of the merged adapters: the closest of that rank. None: the sum of the runs' ranks, without loss."""
+
+    def __post_init__(self):
+        wrong = {
+            "runs: name two or more": len(self.runs) < 2,
+            f"weights: give one for each of the {len(self.runs)} runs": len(self.weights) not in (0, len(self.runs)),
+            f"weights must be positive, got {self.weights}": not all(0 < weight < math.inf for weight in self.weights),
+            "slerp is between two runs": self.method == "slerp" and len(self.runs) != 2,
+            f"rank must be positive, got {self.rank}": self.rank is not None and self.rank < 1,
+        }
+        for message in (message for message, is_so in wrong.items() if is_so):
+            raise ValueError(message)
+
+
+@frozen
+class ExperimentsConfig:
+    """A table of the paper -> the same table, measured here."""
+
+    table: str
+    """1, 2, 4, 5, 7, 17, or figure_5; or the path of a table file of your own."""
+    scale: Literal["paper", "small"] = "paper"
+    """small: minutes a row on a CPU, on $E5JAX_DATA."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rows: tuple[str, ...] = ()
+    """Only these rows, by name; empty: all."""
+    output: str | None = None
+    """A folder; None: runs/experiments/table_5-small."""
+    folder: str = "configs/paper"
+    """Where the tables are."""
+
+    def __post_init__(self):
+        if not self.seeds or len({*self.seeds}) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be different numbers from 0, got {self.seeds}")
 
 
 def profile_range(steps: str) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from e5jax import command, files, local_tasks, places, records
+from e5jax.config import ContaminationConfig
 from e5jax.errors import UserError
 from e5jax.local_tasks import Labelled, Pairs, Search
 from e5jax.prompts import nearest
@@ -30,30 +31,6 @@ PROG = "python -m e5jax.contamination"
 FIRST = 10
 """Places that are named, of a set in a source."""
 QUERIES = "queries.jsonl"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ContaminationConfig:
-    """Which evaluation queries stand in training data."""
-
-    train: tuple[str, ...]
-    """Whatever a training config's Source takes as path."""
-    evaluation: tuple[str, ...] = ()
-    """Files of evaluation texts: BEIR's queries.jsonl, or any .jsonl, .csv and .txt."""
-    tasks: tuple[str, ...] = ()
-    """Tasks of the data folder, as `evaluate` calls them."""
-    data_dir: str | None = None
-    """The folder with the tasks' data; None: $E5JAX_DATA."""
-    output: str
-    """Where the report goes, as JSON."""
-    write_clean: str | None = None
-    """A folder for the sources without the records that match, as JSONL."""
-
-    def __post_init__(self):
-        if not self.train:
-            raise ValueError("--train names no source")
-        if not self.evaluation and not self.tasks:
-            raise ValueError("give --evaluation FILE, --tasks NAME, or both")
 
 
 @dataclasses.dataclass

@@ -14,96 +14,19 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import jax
 
 from e5jax import command, experiment_table, files
-from e5jax.config import EvaluateConfig, TrainConfig
+from e5jax.config import EvaluateConfig, ExperimentsConfig
 from e5jax.errors import UserError
+from e5jax.rows import Row, Table
 
 
 PROG = "python -m e5jax.experiments"
 frozen = dataclasses.dataclass(frozen=True, kw_only=True)
-
-
-@frozen
-class Row:
-    """One row of a table: a model, how it comes about, how it is measured."""
-
-    name: str
-    train: TrainConfig | None = None
-    """The run; its workdir and seed are set here. None: `model` as it is."""
-    model: str | None = None
-    """A model that is measured untrained: what `evaluate --model` takes."""
-    first: TrainConfig | None = None
-    """A stage before `train`, which starts from its result."""
-    trained_as: str | None = None
-    """The name of another row whose model this one measures, in another way."""
-    measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of `EvaluateConfig` for this row alone: prompts, window, rope_theta ..."""
-    against: str | None = None
-    """The row that its differences are taken to."""
-    paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """{column: what the paper has}, in its unit."""
-    unanswered: str = ""
-    """Why this scale cannot answer it; such a row is reported and not run."""
-
-    def __post_init__(self):
-        ways = sum(x is not None for x in (self.train, self.model, self.trained_as))
-        if not self.unanswered and ways != 1:
-            raise UserError(f"row {self.name!r}: give it one of train, model, trained_as, or say why it is unanswered")
-
-
-@frozen
-class Table:
-    """Rows, and the tasks of each column."""
-
-    title: str
-    about: str
-    """What the paper found, and how this scale asks for it."""
-    rows: tuple[Row, ...]
-    columns: Mapping[str, tuple[str, ...]]
-    """{column: its tasks}; a score is the mean of a column's tasks. TASK/SUBSET is one language of a task,
-    eval/NAME/METRIC a held-out set of the training run itself."""
-    average: Literal["columns", "tasks"] | None = "columns"
-    """The mean over columns, or over all tasks as the paper has it; None: none."""
-    data_dir: str | None = None
-    """The local tasks' folder; None: $E5JAX_DATA."""
-    prepare: Callable[[], object] | None = None
-    """Makes what the rows read, where it is not there yet."""
-
-    def __post_init__(self):
-        names = [row.name for row in self.rows]
-        for row in self.rows:
-            for other in filter(None, (row.against, row.trained_as)):
-                if other not in names or other == row.name:
-                    raise UserError(f"row {row.name!r}: no other row {other!r}; there are {', '.join(names)}")
-        if len({*names}) < len(names):
-            raise UserError(f"two rows of one name: {', '.join(names)}")
-
-
-@frozen
-class ExperimentsConfig:
-    """A table of the paper -> the same table, measured here."""
-
-    table: str
-    """1, 2, 4, 5, 7, 17, or figure_5; or the path of a table file of your own."""
-    scale: Literal["paper", "small"] = "paper"
-    """small: minutes a row on a CPU, on $E5JAX_DATA."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    rows: tuple[str, ...] = ()
-    """Only these rows, by name; empty: all."""
-    output: str | None = None
-    """A folder; None: runs/experiments/table_5-small."""
-    folder: str = "configs/paper"
-    """Where the tables are."""
-
-    def __post_init__(self):
-        if not self.seeds or len({*self.seeds}) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different numbers from 0, got {self.seeds}")
 
 
 def experiments(config: ExperimentsConfig) -> dict:
@@ -111,7 +34,7 @@ def experiments(config: ExperimentsConfig) -> dict:
     path = find(config)
     table = command.load_config(str(path))
     if not isinstance(table, Table):
-        raise UserError(f"{path}: get_config() returns {type(table).__name__}, not a Table of e5jax.experiments")
+        raise UserError(f"{path}: get_config() returns {type(table).__name__}, not a Table of e5jax.rows")
     known = [row.name for row in table.rows]
     if strangers := [name for name in config.rows if name not in known]:
         raise UserError(f"no row {strangers[0]!r} in {path}; there are {', '.join(map(repr, known))}")

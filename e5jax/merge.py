@@ -6,13 +6,10 @@ on MMTEB by merging the checkpoints of its last stage by slerp.
 """
 
 import contextlib
-import dataclasses
-import math
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,38 +19,12 @@ from flax.traverse_util import unflatten_dict
 
 from e5jax import checkpoint, command, files, manifest, places, soup
 from e5jax import workdir as workdirs
+from e5jax.config import MergeConfig
 from e5jax.errors import UserError
 
 
 PROG = "python -m e5jax.merge"
 SAME = ("model", "lora.targets", "data.query_prompt", "data.passage_prompt")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MergeConfig:
-    """Runs of one model -> one run."""
-
-    runs: tuple[str, ...]
-    """Workdirs, or steps of theirs (D/checkpoints/300): of one base, tokenizer and kind of training."""
-    output: str
-    """A new folder."""
-    weights: tuple[float, ...] = ()
-    """Of each run, relative to their sum; none: all alike."""
-    method: Literal["linear", "slerp"] = "linear"
-    """linear: the weighted sum; slerp: of two, the point on the arc between them, which keeps the length."""
-    rank: int | None = None
-    """Of the merged adapters: the closest of that rank. None: the sum of the runs' ranks, without loss."""
-
-    def __post_init__(self):
-        wrong = {
-            "runs: name two or more": len(self.runs) < 2,
-            f"weights: give one for each of the {len(self.runs)} runs": len(self.weights) not in (0, len(self.runs)),
-            f"weights must be positive, got {self.weights}": not all(0 < weight < math.inf for weight in self.weights),
-            "slerp is between two runs": self.method == "slerp" and len(self.runs) != 2,
-            f"rank must be positive, got {self.rank}": self.rank is not None and self.rank < 1,
-        }
-        for message in (message for message, is_so in wrong.items() if is_so):
-            raise ValueError(message)
 
 
 def merge(config: MergeConfig) -> Path:

@@ -7,7 +7,6 @@ OUTPUT/NAME.jsonl has a record a line, with its instruction as `task`; OUTPUT/pu
 """
 
 import collections
-import dataclasses
 import hashlib
 import json
 import sys
@@ -17,8 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from e5jax import command, files, places
+from e5jax.config import PublicConfig
 from e5jax.errors import UserError
-from e5jax.prompts import nearest
 from e5jax.public_sets import copies, sets
 from e5jax.public_sets.copies import Copy
 from e5jax.public_sets.formats import Choice
@@ -28,33 +27,6 @@ from e5jax.public_sets.sets import SETS
 PROG = "python -m e5jax.public"
 HASHED_BYTES = 1 << 28
 """Of larger files name and size are noted, of others the sha256 too."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PublicConfig:
-    """Public copies of the paper's 13 training sets -> records, a .jsonl a set."""
-
-    input: str
-    """A folder with a folder a set (nq/, fever/ …), or with bge-e5data/ or echo-data/, which have all of them."""
-    output: str
-    """A folder; a set that is there of the same files and settings stays, one of others is refused."""
-    sets: tuple[str, ...] = ()
-    """nq squad … A set that is not there is an error then. Empty: those that are there."""
-    negatives: int = 1
-    """Hard negatives of a record, at most; of more, so many are drawn."""
-    max_characters: int = 10_000
-    """Where a passage is cut; 512 tokens are less than half of it."""
-    seed: int = 0
-    """Of which positive and which negatives are drawn, where a query has several."""
-    force: bool = False
-    """Replace what is there."""
-
-    def __post_init__(self):
-        for name in self.sets:
-            if name not in SETS:
-                raise ValueError(f"no public set {name!r}{nearest(name, SETS)}; there are {', '.join(SETS)}")
-        if self.negatives < 0 or self.max_characters <= 0:
-            raise ValueError("negatives must not be less than 0, and max_characters must be more")
 
 
 def public(config: PublicConfig) -> list[Path]:

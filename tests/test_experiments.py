@@ -13,9 +13,9 @@ import pytest
 from scipy import stats
 
 from e5jax import command, experiment_table, experiments
-from e5jax.config import TrainConfig
+from e5jax.config import ExperimentsConfig, TrainConfig
 from e5jax.errors import UserError
-from e5jax.experiments import ExperimentsConfig, Row, Table
+from e5jax.rows import Row, Table
 from tests.test_train import tiny_config
 
 
@@ -25,7 +25,7 @@ TABLES = [path for path in TABLES if path.stem.startswith(("table", "figure"))]
 RUNS = sorted({*(ROOT / "configs" / "paper").glob("*.py")} - {*TABLES, ROOT / "configs" / "paper" / "english_mteb.py"})
 
 FILE = """
-from e5jax.experiments import Row, Table
+from e5jax.rows import Row, Table
 from tests.test_experiments import tiny
 
 

@@ -2,8 +2,8 @@
 
 import e5_mistral_7b
 
-from e5jax.experiments import Row, Table
 from e5jax.passkey import LENGTHS, PAPER
+from e5jax.rows import Row, Table
 
 
 TRAINED = "window 4k, base 10⁴"

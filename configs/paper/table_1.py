@@ -6,7 +6,7 @@ import labelled
 import synthetic
 import synthetic_msmarco
 
-from e5jax.experiments import Row, Table
+from e5jax.rows import Row, Table
 
 
 def get_config() -> Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 import e5_mistral_7b
 
 from e5jax.command import load_config
-from e5jax.experiments import Row, Table
+from e5jax.rows import Row, Table
 
 
 PAPER = load_config(str(Path(__file__).parents[1] / "eval" / "miracl.py")).paper

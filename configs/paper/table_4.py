@@ -2,7 +2,7 @@
 
 import e5_mistral_7b
 
-from e5jax.experiments import Row, Table
+from e5jax.rows import Row, Table
 
 
 def get_config() -> Table:

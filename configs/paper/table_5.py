@@ -13,7 +13,7 @@ import synthetic_msmarco
 import task_type_prefix
 import weighted_mean_pooling
 
-from e5jax.experiments import Row, Table
+from e5jax.rows import Row, Table
 
 
 BASE = "synthetic + msmarco"

@@ -8,7 +8,7 @@ import pretrain_xlm_r
 import xlm_r
 import xlm_r_pretrained
 
-from e5jax.experiments import Row, Table
+from e5jax.rows import Row, Table
 
 
 def get_config() -> Table:

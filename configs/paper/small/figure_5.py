@@ -12,9 +12,9 @@ import setting
 from e5jax import passkey
 from e5jax.config import DataConfig, FromScratch, OptimConfig, PackingConfig, TrainConfig
 from e5jax.decoder import DecoderConfig
-from e5jax.experiments import Row, Table
 from e5jax.formats import Tokenizer
 from e5jax.records import Source
+from e5jax.rows import Row, Table
 
 
 LONGEST = 1024

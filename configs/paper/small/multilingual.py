@@ -3,7 +3,7 @@
 import setting
 
 from configs import minilm_multilingual
-from e5jax.experiments import Row
+from e5jax.rows import Row
 
 
 def rows(*, with_bm25: bool) -> tuple[Row, ...]:

@@ -2,7 +2,7 @@
 
 import setting
 
-from e5jax.experiments import Row, Table
+from e5jax.rows import Row, Table
 
 
 FULL = "full data"

@@ -6,7 +6,7 @@ import json
 import setting
 
 from e5jax.config import LoraConfig
-from e5jax.experiments import Row, Table
+from e5jax.rows import Row, Table
 
 
 BASE = "synthetic + XQuAD"

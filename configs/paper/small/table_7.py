@@ -7,8 +7,8 @@ import setting
 from configs.minilm_multilingual import STSB, TATOEBA, XQUAD
 from configs.xquad_cpu import get_config as xquad_cpu
 from e5jax.config import DataConfig
-from e5jax.experiments import Row, Table
 from e5jax.records import Source
+from e5jax.rows import Row, Table
 
 
 MISTRAL = "a base that has read trillions of tokens is what the row is about"

@@ -12,9 +12,6 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "public": ("PublicConfig(input='nowhere', output='out')", "nowhere: no such folder"),
     "contamination": ("ContaminationConfig(train=('a',), evaluation=('b.txt',), output='c')", "b.txt: no such file"),
-        "ContaminationConfig(train=('a.jsonl',), evaluation=('b.txt',), output='c')",
-        "b.txt: no such file",
-    ),
     "merge": ("MergeConfig(runs=('a', 'b'), output='c')", "a"),
     "mine": ("MineConfig(model='bm25', input=('a.jsonl',), output='c')", "a.jsonl: no such file"),
     "experiments": ("ExperimentsConfig(table='nowhere.py')", "no config file nowhere.py"),

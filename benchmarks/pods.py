@@ -103,7 +103,7 @@ def compiled(name: str) -> dict:
     wanted = schedule.Wanted(chunks=None, kept=None, remat=None)
     chosen, shape, made = schedule.fitting(work, wanted, limit, attempt)
     memory = made.memory_analysis()
-    flops = work.flops(chosen)
+    flops = work.flops(chosen) * work.tokens
     passes = 2 + chosen.remat + (chosen.chunks > chosen.kept)
     split = mesh.shape["fsdp"]
     gathered = passes * shape.chunks * _base(frozen) * (split - 1) / split

@@ -28,7 +28,7 @@ test: $(VENV)/test  ## everything that is quick
 	$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow and not faults and not scale'
 
 test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long claims
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
 test-faults: $(VENV)/test  ## kills at random moments, dead and stuck processes, every fault of a server and a disk
 	cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; \

@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check \
 	$(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: quickstart test test-slow test-faults test-scale lint wheel-smoke audit
+.PHONY: quickstart test test-slow test-faults test-scale lint docs wheel-smoke audit
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "e5jax needs Python 3.11 to 3.13; try: make PYTHON=python3.11")'
@@ -17,6 +17,10 @@ $(VENV)/core: pyproject.toml constraints.txt
 
 $(VENV)/test: $(VENV)/core
 	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(PIP) -e '.[docs]'
 	touch $@
 
 quickstart: $(VENV)/core  ## the built-in sample's answers -> a dataset -> a tiny embedder, on CPU
@@ -41,6 +45,9 @@ test-scale: $(VENV)/test  ## a million texts: memory, killed and resumed
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+docs: $(VENV)/docs  ## the pages of docs/ as a site, in build/site; a link that leads nowhere is an error
+	$(RUN) -m mkdocs build --strict
 
 wheel-smoke:  ## the wheel in an environment of its own, away from this checkout: the quickstart's three commands
 	rm -rf build/smoke && mkdir -p build/smoke

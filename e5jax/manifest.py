@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from e5jax import files
+from e5jax import files, places
+from e5jax.errors import FailedError
 
 
 NAME = "MANIFEST.json"
@@ -53,6 +54,8 @@ def _told(folder):
     except FileNotFoundError:
         raise ValueError(f"it has no {NAME}, so it was never finished") from None
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and places.is_remote(folder):  # which says nothing of the step
+            raise FailedError(f"{folder / NAME} cannot be read now: {error}") from error
         raise ValueError(f"{NAME} cannot be read: {error}") from error
     if not isinstance(told, dict) or told.pop("digest", None) != _digest(told):
         raise ValueError(f"{NAME} was changed")

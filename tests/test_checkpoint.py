@@ -248,3 +248,21 @@ def test_a_hundred_flipped_bits_in_random_files_are_all_found(two_steps):
         path.write_bytes(before)
     print(f"{found} of 100 found")
     assert found == 100
+
+
+class Unreachable:
+    """A folder of a bucket that the network does not lead to now."""
+
+    def __truediv__(self, _):
+        return self
+
+    def __str__(self):
+        return "gs://bucket/runs/run/checkpoints/6"
+
+    def read_bytes(self):
+        raise ConnectionResetError("Connection reset by peer")
+
+
+def test_a_step_in_a_bucket_that_cannot_be_reached_is_not_taken_for_a_damaged_one():
+    with pytest.raises(FailedError, match="cannot be read now: Connection reset"):
+        manifest.problems(Unreachable())

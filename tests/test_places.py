@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,7 +158,7 @@ def test_a_damaged_step_in_a_bucket_is_found_and_set_aside_and_the_step_before_i
     run(bucket, PUT, tmp_path / "copy", "gs://bucket/runs/damaged")
     run(bucket, CHANGE, "gs://bucket/runs/damaged/checkpoints/6/params/d")
     said = run(bucket, "e5jax.checkpoint", "verify", "gs://bucket/runs/damaged", status=1)
-    whole = {row["step"]: row["whole"] for row in map(json.loads, said.splitlines())}
+    whole = {row["step"]: row["whole"] for row in map(json.loads, re.findall(r"^{.*}$", said, re.M))}
     assert whole == {4: True, 6: False}, said
     said = run(bucket, TRAIN, "gs://bucket/runs/damaged", trained.parent / "cache", "none")
     assert "step 6 is not used" in said, said

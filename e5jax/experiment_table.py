@@ -108,7 +108,7 @@ def verdict(row: Mapping) -> str:
         return ""
     if here["half"] is None:
         return "a single seed"
-    if abs(here["mean"]) <= here["half"]:
+    if not told_apart(here):
         return "not told apart"
     return "shows" if here["mean"] * there > 0 else "the other way round"
 
@@ -118,14 +118,11 @@ def markdown(told: Mapping) -> str:
     names = list(told["rows"][0]["columns"])
     with_paper = any(row["paper"] for row in told["rows"])
     with_differences = any(row["against"] for row in told["rows"])
-    heads = ["row", "seeds", *names, *["difference"] * with_differences]
-    heads += ["paper", "paper's difference", "here"] if with_paper else []
+    heads = ["row", "seeds", *names, *(["paper", "paper's difference", "here"] if with_paper else [])]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for row in told["rows"]:
         cells = [row["row"], str(len(row["seeds"])) if row["seeds"] else "–"]
-        cells += [_cell(row["columns"][name]) for name in names]
-        last = row["differences"].get(names[-1])
-        cells += [_signed(last)] * with_differences
+        cells += [_cell(row["columns"][name], row["differences"][name]) for name in names]
         if with_paper:
             average, difference = row["paper"].get(AVERAGE), row["paper_differences"].get(AVERAGE)
             cells += ["–" if average is None else f"{average:.1f}", "–" if difference is None else f"{difference:+.1f}"]
@@ -134,28 +131,36 @@ def markdown(told: Mapping) -> str:
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     reasons = [f"- {row['row']}: {row['unanswered']}" for row in told["rows"] if row["unanswered"]]
     of = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in told["columns"].items())
-    notes = f"Percent; mean over seeds, and from the lowest to the highest of them. {of}."
+    notes = "Percent; mean over seeds, and from the lowest to the highest of them"
     if with_differences:
-        compared = dict.fromkeys(row["against"] for row in told["rows"] if row["against"])
-        notes += f" Differences are to: {', '.join(compared)}; ± is a 95 % interval over seeds."
+        compared = ", ".join(dict.fromkeys(row["against"] for row in told["rows"] if row["against"]))
+        notes += f", or the difference to {compared} with its 95 % interval over seeds, bold where that leaves out 0"
+    notes += f". {of}."
     parts = [f"## {told['title']}", told["about"], table, notes]
     parts += ["Not answerable at this scale:\n\n" + "\n".join(reasons)] if reasons else []
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(spread: Mapping | None) -> str:
+def _cell(spread: Mapping | None, difference: Mapping | None) -> str:
     if spread is None:
         return "–"
+    if difference is not None:
+        return f"{spread['mean']:.1f}, {_signed(difference)}"
     if spread["low"] == spread["high"]:
         return f"{spread['mean']:.1f}"
     return f"{spread['mean']:.1f} ({spread['low']:.1f} … {spread['high']:.1f})"
 
 
-def _signed(difference: Mapping | None) -> str:
-    if difference is None:
-        return "–"
-    half = "" if difference["half"] is None else f" ± {difference['half']:.1f}"
-    return f"{difference['mean']:+.1f}{half}"
+def _signed(difference: Mapping) -> str:
+    if difference["half"] is None:
+        return f"{difference['mean']:+.1f}"
+    text = f"{difference['mean']:+.1f} ± {difference['half']:.1f}"
+    return f"**{text}**" if told_apart(difference) else text
+
+
+def told_apart(difference: Mapping) -> bool:
+    """Whether the interval leaves out 0."""
+    return difference["half"] is not None and abs(difference["mean"]) > difference["half"]
 
 
 def draw(told: Mapping, path: Path) -> None:
@@ -178,37 +183,45 @@ def draw(told: Mapping, path: Path) -> None:
 
 
 def _draw_rows(told: Mapping, path: Path) -> None:
+    """A panel a column."""
     plt = pictures.pyplot()
-    rows = [row for row in told["rows"] if row["seeds"]]
-    last = list(rows[0]["columns"])[-1]
-    compared = [row for row in rows if row["differences"].get(last)]
-    of_differences = bool(compared)
-    rows = compared or rows
-    figure, axis = plt.subplots(figsize=(7.5, 1.8 + 0.3 * len(rows)), layout="constrained")
-    for y, row in enumerate(rows):
-        if of_differences:
-            here = row["differences"][last]
-            middle, half = here["mean"], here["half"]
-            ends = None if half is None else (middle - half, middle + half)
-            there = row["paper_differences"].get(AVERAGE)
-        else:
-            spread = row["columns"][last]
-            middle, ends, there = spread["mean"], (spread["low"], spread["high"]), row["paper"].get(AVERAGE)
-        if ends is not None:
-            axis.hlines(y, *ends, color=pictures.COLORS[0], linewidth=1.8)
-        axis.plot(middle, y, "o", color=pictures.COLORS[0], markersize=5.5, label="here", zorder=3)
-        if there is not None:
-            axis.plot(there, y, "D", color="#8C8C8C", markersize=4.5, markerfacecolor="white", label="paper", zorder=2)
-    if of_differences:
-        axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(range(len(rows)), [row["row"] for row in rows])
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.tick_params(labelsize=8)
-    axis.tick_params(axis="y", length=0)
-    what = "difference in points, with 95 % interval over seeds" if of_differences else "points, lowest to highest seed"
-    axis.set_xlabel(f"{last}: {what}", fontsize=9)
-    axis.set_title(told["title"], fontsize=10)
-    axis.grid(axis="x", alpha=0.3)
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    pictures.save(figure, [axis], path)
+    measured = [row for row in told["rows"] if row["seeds"]]
+    rows = [row for row in measured if any(row["differences"].values())] or measured
+    names = list(rows[0]["columns"])
+    size = (3.0 + 2.0 * len(names), 1.8 + 0.3 * len(rows))
+    figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for y, row in enumerate(rows):
+            _draw_cell(axis, y, row, name)
+        if any(row["differences"][name] for row in rows):
+            axis.axvline(0, color="black", linewidth=1)
+        axis.set_xlabel(name, fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.tick_params(axis="y", length=0)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].set_yticks(range(len(rows)), [row["row"] for row in rows])
+    axes[0][0].set_ylim(len(rows) - 0.4, -0.6)
+    compared = any(any(row["differences"].values()) for row in rows)
+    what = "difference in points, 95 % interval over seeds" if compared else "points, lowest to highest seed"
+    figure.suptitle(f"{told['title']}: {what}", fontsize=10)
+    labels = {
+        label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    pictures.save(figure, list(axes[0]), path)
+
+
+def _draw_cell(axis, y: int, row: Mapping, name: str) -> None:
+    here, spread = row["differences"][name], row["columns"][name]
+    published = row["paper_differences" if here else "paper"].get(name)
+    if here:
+        middle, half = here["mean"], here["half"] or 0.0
+        low, high = middle - half, middle + half
+    elif spread:
+        middle, low, high = spread["mean"], spread["low"], spread["high"]
+    else:
+        return
+    axis.hlines(y, low, high, color=pictures.COLORS[0], linewidth=1.8)
+    axis.plot(middle, y, "o", color=pictures.COLORS[0], markersize=5.5, label="here", zorder=3)
+    if published is not None:
+        axis.plot(published, y, "D", color="#8C8C8C", markersize=4.5, markerfacecolor="white", label="paper", zorder=2)

@@ -55,14 +55,14 @@ def run(source, **data) -> TrainConfig:
     sources = tuple(source(language) for language in XQUAD)
     return setting.run(
         sources,
-        steps=60,
+        steps=40,
         lora=None,
         data=DataConfig(
             train=sources,
             **{"query_prompt": "", "passage_prompt": "", "max_length": 128, "max_negatives": 0, **data},
         ),
         eval=(),
-        optim=OptimConfig(peak_lr=5e-5, warmup_steps=6, weight_decay=0.01),
+        optim=OptimConfig(peak_lr=5e-5, warmup_steps=5, weight_decay=0.01),
     )
 
 

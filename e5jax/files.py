@@ -24,10 +24,15 @@ def partial(path: Path) -> Path:
 def whole(path: Path) -> Iterator[BinaryIO]:
     """Written beside its place, then renamed: a reader never sees half of it, a killed writer leaves the old one."""
     aside = partial(path) if isinstance(path, Path) else path
-    with aside.open("wb") as file:
-        yield file
-    if aside is not path:
-        os.replace(aside, path)
+    try:
+        with aside.open("wb") as file:
+            yield file
+        if aside is not path:
+            os.replace(aside, path)
+    except BaseException:
+        if aside is not path:
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -188,7 +188,7 @@ def _draw_rows(told: Mapping, path: Path) -> None:
     measured = [row for row in told["rows"] if row["seeds"]]
     rows = [row for row in measured if any(row["differences"].values())] or measured
     names = list(rows[0]["columns"])
-    size = (3.0 + 2.0 * len(names), 1.8 + 0.3 * len(rows))
+    size = (3.0 + 2.0 * len(names), 1.8 + 0.35 * len(rows))
     figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for y, row in enumerate(rows):
@@ -199,7 +199,9 @@ def _draw_rows(told: Mapping, path: Path) -> None:
         axis.tick_params(labelsize=8)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="x", alpha=0.3)
-    axes[0][0].set_yticks(range(len(rows)), [row["row"] for row in rows])
+    several = len({row["against"] for row in rows if row["against"]}) > 1
+    labels = [row["row"] + several * f"\nagainst {row['against']}" for row in rows]
+    axes[0][0].set_yticks(range(len(rows)), labels)
     axes[0][0].set_ylim(len(rows) - 0.4, -0.6)
     compared = any(any(row["differences"].values()) for row in rows)
     what = "difference in points, 95 % interval over seeds" if compared else "points, lowest to highest seed"

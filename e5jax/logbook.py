@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from e5jax import files
@@ -29,7 +28,8 @@ class Logbook:
         self.path = workdir / "metrics.jsonl"
         cut_back(self.path, restored)
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=(restored or 0) + (restored is not None))
+        purge_step = (restored or 0) + (restored is not None)
+        self._board = _tensorboard().SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
         self._wandb = None
         if wandb_project is not None:
             import wandb  # optional
@@ -68,6 +68,18 @@ class Logbook:
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _tensorboard():
+    """tensorboardX, without what it loads at once where installed and we never need: tensors and buckets of its own."""
+    unneeded = {"torch", "boto3", "google.cloud.storage"} - {*sys.modules}  # two of a command's four seconds of start
+    sys.modules |= dict.fromkeys(unneeded)  # None: as if not installed
+    try:
+        import tensorboardX
+    finally:
+        for name in unneeded:
+            del sys.modules[name]
+    return tensorboardX
 
 
 class NoLogbook:

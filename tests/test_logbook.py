@@ -1,6 +1,7 @@
 """What a run writes for people and programs."""
 
 import json
+import subprocess
 import sys
 import types
 
@@ -24,6 +25,17 @@ def test_a_fresh_run_drops_rows_of_a_run_that_saved_nothing(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(ROW) + "\n")
     Logbook(tmp_path, None, None, lambda: None).close()
     assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_run_does_not_wait_for_torch_to_load(tmp_path):
+    code = (
+        "import sys, pathlib, e5jax.train\n"
+        "from e5jax.logbook import Logbook\n"
+        f"Logbook(pathlib.Path({str(tmp_path)!r}), None, None, lambda: None).close()\n"
+        "assert 'torch' not in sys.modules and 'tensorboardX' in sys.modules\n"
+        "import torch"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):

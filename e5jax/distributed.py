@@ -44,11 +44,14 @@ def start(config: DistributedConfig) -> None:
     if len(given) not in (0, len(named)):
         raise UserError("distributed.coordinator, processes and process go together: give all three, or none")
     try:
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=config.heartbeat_s)
+        # One that fails leaves by itself: JAX would have it wait five minutes for the others, who wait for it.
+        limit = config.heartbeat_s
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=limit, shutdown_timeout_seconds=limit)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the processes did not find each other: {error}") from error
     if not is_first():
         logging.getLogger("e5jax").setLevel(logging.ERROR)
+    agreed("here")  # on CPUs the first collective has to begin in all within 30 s; later ones may wait
 
 
 def launched(environment: Mapping[str, str]) -> bool:

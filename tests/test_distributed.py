@@ -18,15 +18,18 @@ from e5jax.config import DistributedConfig
 from e5jax.errors import UserError
 from e5jax.logbook import read_rows
 from e5jax.watchdog import within
+from launch.local import free_port
 
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
-from tests.test_train import LoraConfig, tiny_config
+import sys
+from tests.test_train import ONE_CHUNK, LoraConfig, tiny_config
 
 
 def get_config():
-    changes = dict(steps=20, eval_every=20, checkpoint_every=2, lora=LoraConfig(rank=2, alpha=4.0)){more}
+    changes = dict(steps=20, eval_every=20, checkpoint_every=2, lora=LoraConfig(rank=2, alpha=4.0), packing=ONE_CHUNK)
+    changes |= {more}
     return tiny_config({workdir!r}, {cache!r}, **changes)
 """
 
@@ -67,10 +70,10 @@ def test_a_wait_that_ends_in_time_leaves_nothing_behind():
         time.sleep(0.4)
 
 
-NO_EVAL = " | dict(eval=())"  # which takes as long to compile as the step
+NO_EVAL = "dict(eval=())"  # which takes as long to compile as the step
 
 
-def launch(folder, processes, devices, more="", words=(), environment=None):
+def launch(folder, processes, devices, more="{}", words=(), environment=None):
     """Start a tiny run on so many processes -> the launcher."""
     path = folder / f"config_{processes}_{devices}.py"
     path.write_text(CONFIG.format(workdir=str(folder / "run"), cache=str(folder / "cache"), more=more))
@@ -178,7 +181,7 @@ def children(started):
     return found
 
 
-LONG = f"{NO_EVAL} | dict(steps=4000)"
+LONG = "dict(eval=(), steps=4000)"
 
 
 @pytest.mark.faults
@@ -205,6 +208,37 @@ def test_when_one_dies_the_other_ends_within_the_heartbeat_limit(tmp_path, which
     os.kill(children(started)[which], signal.SIGKILL)
     said, _ = started.communicate(timeout=60)
     assert started.returncode != 0 and time.monotonic() - start < 28, said  # before the launcher's grace of 30 ends
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_that_fails_before_the_first_step_takes_the_other_along(tmp_path, which):
+    more = f"dict(eval=()) | (dict(wandb_project='x') if sys.argv[-1] == '{which}' else {{}})"
+    started = launch(tmp_path, 2, 1, more=more)
+    said, _ = started.communicate(timeout=100)  # by itself JAX waits 300 s
+    assert "wandb is not installed" in said and started.returncode != 0
+
+
+LATE = """
+import sys, time
+import jax
+from e5jax import distributed
+from e5jax.config import DistributedConfig
+coordinator, process = sys.argv[1:]
+distributed.start(DistributedConfig(coordinator=coordinator, processes=2, process=int(process)))
+time.sleep(40 * int(process))
+assert distributed.agreed(int(process)) == 0
+"""
+
+
+@pytest.mark.faults
+def test_one_may_come_forty_seconds_late():
+    """Gloo's own limit is 30, for the first collective alone."""
+    port = free_port()
+    line = [sys.executable, "-c", LATE, f"127.0.0.1:{port}"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    both = [subprocess.Popen([*line, str(process)], cwd=ROOT, env=environment) for process in range(2)]
+    assert [process.wait(timeout=100) for process in both] == [0, 0]
 
 
 @pytest.mark.faults

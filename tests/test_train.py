@@ -55,6 +55,10 @@ TINY = DecoderConfig(
 )
 
 
+ONE_CHUNK = PackingConfig(widths=(48,), chunks=1, kept=1)
+"""Half as long to trace: for tests that start many processes."""
+
+
 def tiny_config(workdir, cache, **changes) -> TrainConfig:
     config = TrainConfig(
         workdir=str(workdir),

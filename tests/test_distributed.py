@@ -225,13 +225,13 @@ from e5jax import distributed
 from e5jax.config import DistributedConfig
 coordinator, process = sys.argv[1:]
 distributed.start(DistributedConfig(coordinator=coordinator, processes=2, process=int(process)))
-time.sleep(40 * int(process))
+time.sleep(33 * int(process))
 assert distributed.agreed(int(process)) == 0
 """
 
 
 @pytest.mark.faults
-def test_one_may_come_forty_seconds_late():
+def test_one_may_come_late():
     """Gloo's own limit is 30, for the first collective alone."""
     port = free_port()
     line = [sys.executable, "-c", LATE, f"127.0.0.1:{port}"]
@@ -243,7 +243,7 @@ def test_one_may_come_forty_seconds_late():
 @pytest.mark.faults
 def test_when_one_hangs_the_other_says_in_which_step_and_ends(tmp_path):
     started = launch(
-        tmp_path, 2, 1, more=LONG, words=("--distributed.step-limit-s", "8", "--distributed.heartbeat-s", "600")
+        tmp_path, 2, 1, more=LONG, words=("--distributed.step-limit-s", "20", "--distributed.heartbeat-s", "600")
     )
     until_saved(tmp_path, started, 2)
     hung = children(started)[1]
@@ -255,5 +255,5 @@ def test_when_one_hangs_the_other_says_in_which_step_and_ends(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(hung, signal.SIGKILL)
     assert started.returncode == 1, said
-    assert "did not end within 8 s; where every thread is:" in said
-    assert time.monotonic() - start < 8 + 35
+    assert "did not end within 20 s; where every thread is:" in said
+    assert time.monotonic() - start < 20 + 35

@@ -56,7 +56,8 @@ TINY = DecoderConfig(
 
 
 ONE_CHUNK = PackingConfig(widths=(48,), chunks=1, kept=1)
-"""Half as long to trace: for tests that start many processes."""
+ONE_LAYER = FromScratch(architecture=dataclasses.replace(TINY, layers=1))
+"""Half as long to trace, both: for tests that start many processes."""
 
 
 def tiny_config(workdir, cache, **changes) -> TrainConfig:

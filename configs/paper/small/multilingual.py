@@ -1,8 +1,15 @@
-"""The models of tables 2 and 4 at small scale: MiniLM as it is, and fine-tuned on 20 languages."""
+"""The models of tables 2 and 4 at small scale: MiniLM as it is, and fine-tuned on 20 languages.
+
+All its weights learn XQuAD's questions in 8 languages, STS-B's paraphrases in 6 and Tatoeba's translations of 20, every
+pair as likely as any other, as bare texts.
+"""
+
+import dataclasses
 
 import setting
 
 from configs import minilm_multilingual
+from e5jax.config import OptimConfig, PackingConfig
 from e5jax.rows import Row
 
 
@@ -10,5 +17,15 @@ def rows(*, with_bm25: bool) -> tuple[Row, ...]:
     untrained = Row(name="all-MiniLM-L6-v2", model=setting.MINILM)
     bm25 = (Row(name="BM25", model="bm25"),) * with_bm25
     config = minilm_multilingual.get_config()
+    pairs = tuple(dataclasses.replace(source, weight=None) for source in config.data.train)
+    config = dataclasses.replace(
+        config,
+        steps=60,
+        data=dataclasses.replace(config.data, train=pairs, max_length=128),
+        eval=(),
+        packing=PackingConfig(widths=(128,)),
+        optim=OptimConfig(peak_lr=5e-5, warmup_steps=5, weight_decay=0.01),
+        checkpoint_every=1000,
+    )
     trained = Row(name="fine-tuned on 20 languages", train=config, against=untrained.name)
     return (*bm25, untrained, trained)

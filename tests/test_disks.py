@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 TRAIN = """
 import os, signal, sys
 from e5jax import command, train
-from tests.test_train import ONE_CHUNK, LoraConfig, tiny_config
+from tests.test_train import LoraConfig, tiny_config
 workdir, cache, what = sys.argv[1:]
 def step(self, row):
     if row["step"] == 5 and what == "fill":
@@ -28,7 +28,7 @@ def step(self, row):
     if row["step"] == 5 and what == "lock":
         os.kill(os.getpid(), signal.SIGKILL)
 train.loop.Progress.step = step
-changes = dict(steps=8, eval=(), lora=LoraConfig(rank=2, alpha=4.0), checkpoint_every=2, packing=ONE_CHUNK)
+changes = dict(steps=8, eval=(), lora=LoraConfig(rank=2, alpha=4.0), checkpoint_every=2)
 sys.exit(command.exit_code(lambda: train.train(tiny_config(workdir, cache, **changes))))
 """
 IN_A_SMALL_DISK = """

@@ -23,11 +23,11 @@ from launch.local import free_port
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
-from tests.test_train import ONE_CHUNK, LoraConfig, tiny_config
+from tests.test_train import LoraConfig, tiny_config
 
 
 def get_config():
-    changes = dict(steps=20, eval_every=20, checkpoint_every=2, lora=LoraConfig(rank=2, alpha=4.0), packing=ONE_CHUNK)
+    changes = dict(steps=20, eval_every=20, checkpoint_every=2, lora=LoraConfig(rank=2, alpha=4.0))
     changes |= {more}
     return tiny_config({workdir!r}, {cache!r}, **changes)
 """

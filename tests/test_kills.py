@@ -20,9 +20,8 @@ STEPS, KILLS = 120, 30
 CHILD = """
 import sys
 from e5jax import train
-from tests.test_train import ONE_CHUNK, ONE_LAYER, LoraConfig, tiny_config
-changes = dict(steps={steps}, eval=(), checkpoint_every=2, lora=LoraConfig(rank=2, alpha=4.0))
-changes |= dict(model=ONE_LAYER, packing=ONE_CHUNK)
+from tests.test_train import ONE_LAYER, LoraConfig, tiny_config
+changes = dict(steps={steps}, eval=(), checkpoint_every=2, model=ONE_LAYER, lora=LoraConfig(rank=2, alpha=4.0))
 train.train(tiny_config(sys.argv[1], sys.argv[2], **changes))
 """
 

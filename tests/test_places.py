@@ -20,7 +20,7 @@ from tests.test_train import losses
 
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = "lora=LoraConfig(rank=2, alpha=4.0), checkpoint_every=2, packing=ONE_CHUNK"
+SETTINGS = "lora=LoraConfig(rank=2, alpha=4.0), checkpoint_every=2"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ TRAIN = f"""
 import os, signal, sys
 from e5jax import train
 from tests.bucket import serve
-from tests.test_train import ONE_CHUNK, LoraConfig, tiny_config
+from tests.test_train import LoraConfig, tiny_config
 workdir, cache, stop = sys.argv[1:]
 def step(self, row):
     if str(row["step"]) == stop:

@@ -134,6 +134,8 @@ class Job:
     lines: list[dict]
     outcome: str
     polls: int
+    file: str | None = None
+    """Its answers, once it was found done."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -343,8 +345,9 @@ class _Handler(BaseHTTPRequestHandler):
         if job.polls > 0:
             job.polls -= 1
             return self._send(200, _operation(job, "RUNNING" if job.polls else "PENDING", None), ())
-        file = server.keep(_batch_lines(job, server)) if job.outcome == "SUCCEEDED" else None
-        self._send(200, _operation(job, job.outcome, file), ())
+        if job.outcome == "SUCCEEDED" and job.file is None:  # read again, it is answered no second time
+            job.file = server.keep(_batch_lines(job, server))
+        self._send(200, _operation(job, job.outcome, job.file), ())
 
     def _list_batches(self, body: bytes):
         jobs = [_operation(job, "PENDING", None) for job in self.server.stand_in.batches.values()]

@@ -1,7 +1,7 @@
 """Figure 5 at small scale: a decoder of two layers trained to find pass keys in texts of up to 1,024 tokens.
 
-Its window is 1,024 tokens, so that its last token sees 2,047 back through two layers; what the paper has at 4k, this
-has at a quarter of it.
+Its window is 1,024 tokens. Through two layers its last token could see 2,047 back; what it learns to find lies within
+the last layer's 1,024. What the paper has at 4k, this has at a quarter of it.
 """
 
 import json

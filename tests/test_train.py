@@ -380,7 +380,7 @@ def test_packing_and_remat_may_change_when_a_run_goes_on(tmp_path, cache, finish
     more = dataclasses.replace(config, steps=6, extend=True, remat=True, packing=PackingConfig(widths=(48,), chunks=2))
     training.train(more)
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["shape"]["chunks"] == 2
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["schedule"]["chunks"] == 2
 
 
 def test_the_schedule_follows_from_the_memory_and_stays_with_the_run(tmp_path, cache, monkeypatch):

@@ -44,7 +44,9 @@ class Checkpoints:
         self._folder = _absolute(workdir / "checkpoints")
         self._facts = dict(facts)
         # Process 0 looks after the folder, and says what is in it.
-        self._whole = distributed.agreed(self._tidied(workdir) if distributed.is_first() else None)
+        self._whole = distributed.agreed(
+            self._tidied(workdir) if distributed.is_first() else None, "process 0's look at the checkpoints"
+        )
         # Orbax deletes by number, whole or not, so it may not delete.
         self._manager = ocp.CheckpointManager(
             self._folder,

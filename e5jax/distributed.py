@@ -16,10 +16,13 @@ from jax.experimental import multihost_utils
 
 from e5jax.config import DistributedConfig
 from e5jax.errors import UserError
+from e5jax.watchdog import within
 
 
 log = logging.getLogger(__name__)
 
+LIMIT_S = 3600.0
+"""For a wait outside the steps: one process may have to compile, or to read all checkpoints."""
 SIZES = {  # what a launcher says of the number of processes
     "SLURM_STEP_NUM_TASKS": int,
     "OMPI_COMM_WORLD_SIZE": int,
@@ -51,7 +54,8 @@ def start(config: DistributedConfig) -> None:
         raise UserError(f"the processes did not find each other: {error}") from error
     if not is_first():
         logging.getLogger("e5jax").setLevel(logging.ERROR)
-    agreed("here")  # on CPUs the first collective has to begin in all within 30 s; later ones may wait
+    # On CPUs the first collective has to begin in all within 30 s; later ones may wait.
+    agreed("here", "the other processes' start")
 
 
 def launched(environment: Mapping[str, str]) -> bool:
@@ -70,13 +74,18 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
-def agreed(value):
-    """A JSON value of process 0, in every process; which all get here is part of the agreement."""
+def agreed(value, what: str):
+    """A JSON value of process 0, in every process; which all get here is part of the agreement.
+
+    `what` is waited for; where it takes longer than LIMIT_S the process ends and says so.
+    """
     if not several():
         return value
-    said = np.frombuffer(json.dumps(value).encode() if is_first() else b"", np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
-    said = multihost_utils.broadcast_one_to_all(np.resize(said, length) if is_first() else np.zeros(length, np.uint8))
+    with within(LIMIT_S, what):
+        said = np.frombuffer(json.dumps(value).encode() if is_first() else b"", np.uint8)
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
+        said = np.resize(said, length) if is_first() else np.zeros(length, np.uint8)
+        said = multihost_utils.broadcast_one_to_all(said)
     return json.loads(np.asarray(said, np.uint8).tobytes())
 
 

@@ -38,7 +38,6 @@ from e5jax.packing import BinShape
 from e5jax.schedule import Schedule
 from e5jax.sharding import batch_shardings, local_shards, make_mesh, put, replicated, shard_count
 from e5jax.step import TrainState, init_state, make_step, place_model, start_from
-from e5jax.watchdog import within
 
 
 PROG = "python -m e5jax.train"
@@ -134,8 +133,7 @@ def _train(config: TrainConfig) -> dict[str, float]:
         )
         planned = plan_step(config, work, sample, mesh, workdirs.stored_plan(workdir, config, shards), compiled)
         facts_of_plan = facts, planned.schedule, planned.shape
-        with within(config.distributed.step_limit_s, "the other processes' look at the workdir"):
-            distributed.agreed("all have looked at it")  # from here on it is written to
+        distributed.agreed("seen", "the others' look at the workdir")  # from here on it is written to
         if stored is None:
             base = nnx.to_pure_dict(frozen)
             base = distributed.fetched(base) if workdirs.keeps_base(config) else base
@@ -184,8 +182,7 @@ def _train(config: TrainConfig) -> dict[str, float]:
                 loop.run(plan, parts, state, frozen, batches, done or 0, papers, logbook, checkpoints)
     said = report(papers, heldouts) if distributed.is_first() else None
     sent()
-    with within(config.distributed.step_limit_s, "process 0's report"):
-        return distributed.agreed(said)
+    return distributed.agreed(said, "process 0's report")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -375,12 +375,13 @@ def test_adapters_of_another_model_are_refused(tmp_path, finished_lora, cache, c
 
 
 def test_packing_and_remat_may_change_when_a_run_goes_on(tmp_path, cache, finished):
-    config = tiny_config(tmp_path / "run", cache, steps=4, eval=())
+    two = PackingConfig(widths=(48,), chunks=2, kept=2)
+    config = tiny_config(tmp_path / "run", cache, steps=4, eval=(), packing=two)
     training.train(config)
-    more = dataclasses.replace(config, steps=6, extend=True, remat=True, packing=PackingConfig(widths=(48,), chunks=2))
+    more = dataclasses.replace(config, steps=6, extend=True, remat=True, packing=PackingConfig(widths=(48,), chunks=1))
     training.train(more)
     assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["schedule"]["chunks"] == 2
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["shape"]["chunks"] == 1
 
 
 def test_the_schedule_follows_from_the_memory_and_stays_with_the_run(tmp_path, cache, monkeypatch):

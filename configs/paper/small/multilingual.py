@@ -9,23 +9,13 @@ import dataclasses
 import setting
 
 from configs import minilm_multilingual
-from e5jax.config import OptimConfig, PackingConfig
 from e5jax.rows import Row
 
 
 def rows(*, with_bm25: bool) -> tuple[Row, ...]:
     untrained = Row(name="all-MiniLM-L6-v2", model=setting.MINILM)
     bm25 = (Row(name="BM25", model="bm25"),) * with_bm25
-    config = minilm_multilingual.get_config()
-    pairs = tuple(dataclasses.replace(source, weight=None) for source in config.data.train)
-    config = dataclasses.replace(
-        config,
-        steps=60,
-        data=dataclasses.replace(config.data, train=pairs, max_length=128),
-        eval=(),
-        packing=PackingConfig(widths=(128,)),
-        optim=OptimConfig(peak_lr=5e-5, warmup_steps=5, weight_decay=0.01),
-        checkpoint_every=1000,
-    )
-    trained = Row(name="fine-tuned on 20 languages", train=config, against=untrained.name)
+    weighted = minilm_multilingual.get_config().data.train
+    pairs = tuple(dataclasses.replace(source, weight=None) for source in weighted)
+    trained = Row(name="fine-tuned on 20 languages", train=setting.bare(pairs, steps=60), against=untrained.name)
     return (*bm25, untrained, trained)

@@ -72,6 +72,19 @@ def run(train: tuple[Source, ...], **changes) -> TrainConfig:
     return dataclasses.replace(config, **changes)
 
 
+def bare(train: tuple[Source, ...], *, steps: int, **data) -> TrainConfig:
+    """A run of all weights on bare texts, without instructions; `data`: fields of its DataConfig."""
+    plain = {"query_prompt": "", "passage_prompt": "", "max_length": 128, "max_negatives": 0}
+    return run(
+        train,
+        steps=steps,
+        lora=None,
+        data=DataConfig(train=train, **{**plain, **data}),
+        eval=(),
+        optim=OptimConfig(peak_lr=5e-5, warmup_steps=5, weight_decay=0.01),
+    )
+
+
 def prepare() -> None:
     """Make the sample's dataset and the held-out tasks, where they are not there yet."""
     from benchmarks.finetune_data import heldout

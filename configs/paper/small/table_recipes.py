@@ -13,7 +13,7 @@ import setting
 
 from configs.minilm_multilingual import TRAINED_ARTICLES
 from e5jax import mine
-from e5jax.config import DataConfig, MineConfig, OptimConfig, TrainConfig
+from e5jax.config import MineConfig, TrainConfig
 from e5jax.contrast import Contrast
 from e5jax.records import Source
 from e5jax.rows import Row, Table
@@ -53,18 +53,7 @@ def prepare() -> None:
 
 def run(source, **data) -> TrainConfig:
     """Of a function that makes the source of a language."""
-    sources = tuple(source(language) for language in XQUAD)
-    return setting.run(
-        sources,
-        steps=40,
-        lora=None,
-        data=DataConfig(
-            train=sources,
-            **{"query_prompt": "", "passage_prompt": "", "max_length": 128, "max_negatives": 0, **data},
-        ),
-        eval=(),
-        optim=OptimConfig(peak_lr=5e-5, warmup_steps=5, weight_decay=0.01),
-    )
+    return setting.bare(tuple(source(language) for language in XQUAD), steps=40, **data)
 
 
 def get_config() -> Table:

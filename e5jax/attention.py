@@ -9,6 +9,7 @@ that all texts share.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ Rows = tuple[tuple[int, int], ...]  # ((width, how many), ...), the layout of ev
 BLOCK = 128  # queries that causal attention takes at once, at least
 DENSE = 2048  # the widest row whose scores are computed at once
 QUERIES = 256  # positions a turn in wider ones: memory for scores is linear in the width
+PARTS = 8  # of a wider row, where causal: the queries of each go through the keys up to its end
 
 
 @jax.tree_util.register_dataclass
@@ -128,12 +130,15 @@ def _dense(q_RSNH, k_RSKH, v_RSKH, segments_RS, prefix: RowPrefix | None, causal
 
 
 def _in_turns(q_RSNH, k_RSKH, v_RSKH, segments_RS, prefix: RowPrefix | None, causal, window):
-    """QUERIES queries a turn, against the keys they can see."""
+    """QUERIES queries a turn, against the keys they can see; where causal, with those up to the end of their part."""
     width = q_RSNH.shape[1]
-    reach = min(width, QUERIES + window - 1) if causal and window is not None else width
+    of_window = width if window is None or not causal else min(width, QUERIES + window - 1)
+    part = QUERIES * -(-width // (PARTS * QUERIES)) if causal else width
+    if of_window <= part:
+        part = width  # parts would change nothing
 
-    def turn(first):
-        start = jnp.clip(first + QUERIES - reach, 0, width - reach)
+    def turn(first, reach, end):
+        start = jnp.clip(first + QUERIES - reach, 0, end - reach)
         queries = lambda x: jax.lax.dynamic_slice_in_dim(x, first, QUERIES, axis=1)
         keys = lambda x: jax.lax.dynamic_slice_in_dim(x, start, reach, axis=1)
         i, j = first + jnp.arange(QUERIES), start + jnp.arange(reach)
@@ -141,9 +146,13 @@ def _in_turns(q_RSNH, k_RSKH, v_RSKH, segments_RS, prefix: RowPrefix | None, cau
         before = prefix and (*prefix[:2], queries(prefix[2]))
         return _attend_rows(queries(q_RSNH), keys(k_RSKH), keys(v_RSKH), seen, before)
 
-    # Else the keys of every turn would be kept for the backward pass.
-    out = jax.lax.map(jax.checkpoint(turn, policy=KEEP_NAMED), jnp.arange(0, width, QUERIES))
-    return jnp.moveaxis(out, 0, 1).reshape(q_RSNH.shape)
+    outs = []
+    for begin in range(0, width, part):
+        end = min(begin + part, width)
+        of_part = functools.partial(turn, reach=min(end, of_window), end=end)
+        # Else the keys of every turn would be kept for the backward pass.
+        outs.append(jax.lax.map(jax.checkpoint(of_part, policy=KEEP_NAMED), jnp.arange(begin, end, QUERIES)))
+    return jnp.moveaxis(jnp.concatenate(outs), 0, 1).reshape(q_RSNH.shape)
 
 
 def _attend_rows(q_RQNH, k_RSKH, v_RSKH, visible_RQS, prefix: RowPrefix | None):

@@ -6,6 +6,7 @@ what two runs of one seed share does not count; its interval is Student's over t
 Shapes: N seeds.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -133,12 +134,20 @@ def markdown(told: Mapping) -> str:
     of = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in told["columns"].items())
     notes = "Percent; mean over seeds, and from the lowest to the highest of them"
     if with_differences:
-        compared = ", ".join(dict.fromkeys(row["against"] for row in told["rows"] if row["against"]))
-        notes += f", or the difference to {compared} with its 95 % interval over seeds, bold where that leaves out 0"
+        notes += f", or the difference to {_references(told)} with its 95 % interval over seeds"
+        notes += ", bold where that leaves out 0"
     notes += f". {of}."
     parts = [f"## {told['title']}", told["about"], table, notes]
     parts += ["Not answerable at this scale:\n\n" + "\n".join(reasons)] if reasons else []
     return "\n\n".join(parts) + "\n"
+
+
+def _references(told: Mapping) -> str:
+    """What rows are compared with: most of them, then those that have another reference."""
+    against = {row["row"]: row["against"] for row in told["rows"] if row["against"]}
+    usual = collections.Counter(against.values()).most_common(1)[0][0]
+    others = [f"{row}: to {reference}" for row, reference in against.items() if reference != usual]
+    return f"“{usual}”" + f" ({'; '.join(others)})" * bool(others)
 
 
 def _cell(spread: Mapping | None, difference: Mapping | None) -> str:

@@ -193,6 +193,14 @@ def test_the_table_for_people_has_a_line_a_row_and_says_why_one_is_unanswered(ta
     assert "- huge: it does not fit" in text
 
 
+def test_a_row_with_a_reference_of_its_own_is_named_beside_the_usual_one():
+    against = {"plain": None, "this": "plain", "that": "plain", "that, filtered": "that"}
+    rows = tuple(Row(name=name, model="m", against=reference) for name, reference in against.items())
+    found = Table(title="T", about="", columns={"A": ("a",)}, rows=rows)
+    text = experiment_table.markdown(experiment_table.summary(found, {name: {0: {"a": 0.5}} for name in against}))
+    assert "the difference to “plain” (that, filtered: to that) with its 95 % interval" in text
+
+
 def test_passkeys_are_drawn_over_length(tmp_path):
     columns = {str(n): (f"passkey-{n}",) for n in (256, 512)}
     rows = (Row(name="window 4k", model="m", paper={"256": 100.0, "512": 70.0}),)

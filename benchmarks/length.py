@@ -1,8 +1,8 @@
 """What one text costs as it grows, with a window and without: `python -m benchmarks.length --output FOLDER`.
 
 The vector of a text of 1,024 to 32,768 tokens, from the decoder of figure 5 at small scale (128 dimensions, 2 layers)
-with random weights. Seconds are the least of three rounds, windows in turns; bytes are the temporaries that the compiled
-program asks for (`memory_analysis`).
+with random weights. Seconds are the least of three rounds, windows in turns; bytes are the temporaries that the
+compiled program asks for (`memory_analysis`).
 
 -> FOLDER/length.json, FOLDER/length.png
 """

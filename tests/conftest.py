@@ -42,6 +42,17 @@ def data_dir():
     return Path(os.environ["E5JAX_DATA"])
 
 
+@pytest.fixture(scope="module")
+def quickly_compiled():
+    """For modules that train runs to see what they do: programs that are slower, and compiled in half the time."""
+    name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(name, "1")  # of subprocesses too: they take each other's programs from the cache
+        jax.config.update(name.lower(), True)
+        yield
+        jax.config.update(name.lower(), False)
+
+
 def leaks(folder) -> list[str]:
     """The files below a folder that hold a secret."""
     found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -15,6 +15,9 @@ from e5jax.merge import MergeConfig
 from tests.test_train import tiny_config
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 TEXTS = ["why does bread rise", "a chess clock has two faces", "one"]
 
 

@@ -19,6 +19,9 @@ from tests.test_distributed import NO_EVAL, alone, children, finished, launch, s
 from tests.test_train import losses
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 ROOT = Path(__file__).parents[1]
 SETTINGS = "lora=LoraConfig(rank=2, alpha=4.0), checkpoint_every=2"
 

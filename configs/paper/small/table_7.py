@@ -35,7 +35,7 @@ def get_config() -> Table:
     ]
     first = dataclasses.replace(
         second,
-        steps=150,
+        steps=1000,
         eval=(),
         data=DataConfig(
             train=tuple(dataclasses.replace(source, task=None) for source in pairs),
@@ -49,7 +49,8 @@ def get_config() -> Table:
         title="Table 7, small: contrastive pre-training",
         about=(
             "In the paper it is worth 5.7 points to XLM-R large, which was trained to fill in words, and 0.1 to "
-            "Mistral-7B. Here it comes before 60 steps of fine-tuning a one-layer decoder of random weights."
+            "Mistral-7B. Here it is 1,000 steps of 32 pairs in 20 languages, before 60 steps of fine-tuning a "
+            "one-layer decoder of random weights."
         ),
         columns=setting.COLUMNS,
         data_dir=str(setting.HELDOUT),

@@ -32,13 +32,16 @@ from e5jax.sharding import batch_shardings, shard_count
 
 
 # Longest text of a class, and the rows it is packed in: twice as wide for short ones, where in rows of 128 tokens a
-# tenth is left over that no other text fits in.
-CLASSES = ((128, 256), (512, 512), (2048, 2048), (8192, 8192), (32_768, 32_768))
+# tenth is left over that no other text fits in. Of long ones attention goes over the whole row: two in a row are
+# four times the scores of two in rows of their own.
+CLASSES = ((128, 256), (512, 512), (2048, 2048), (8192, 8192), (16_384, 16_384), (32_768, 32_768))
 BIN_TOKENS = 4096
 SHORTEST = 8  # a text takes at least this much of a row, which bounds the texts a bin can hold
 WINDOW = 16_384  # texts sorted and packed together
 AHEAD = 2  # bins a device is given before the vectors of the first are waited for
-SHARED = 8  # tokens that all texts begin with, from which on they are read once
+# Tokens that all texts begin with are read once where there are so many of them, and where they are so much of a text:
+# attending to them apart from a long text's own tokens costs more than it saves.
+SHARED, LEAST_SHARE = 8, 1 / 16
 PREFIX = 32  # their room is a multiple of this, so that few shapes are compiled
 logger = logging.getLogger(__name__)
 
@@ -220,7 +223,7 @@ class Encoder:
         shared = shared_prefix(ids) if architecture.shares_prefixes(self.model.cfg) else 0
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
             graphdef, weights = nnx.split(self.model)
-            if shared >= SHARED:
+            if shared >= SHARED and shared >= LEAST_SHARE * np.mean([len(text) for text in ids]):
                 prefix = np.zeros(-(-shared // PREFIX) * PREFIX, np.int32)
                 prefix[:shared] = ids[0][:shared]
                 model = nnx.merge(graphdef, weights)  # a copy of the model, not of its weights

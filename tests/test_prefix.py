@@ -48,6 +48,13 @@ def test_texts_behind_a_shared_prefix_get_the_vectors_they_get_alone(changes, mo
     assert fewer == sum(LENGTHS) and prefixes == [(64,)]
 
 
+@pytest.mark.parametrize(("longest", "read"), [(100, True), (200, False)])
+def test_what_is_little_of_the_texts_is_not_read_apart(longest, read, monkeypatch):
+    prefix, *rest = tiny.texts((8, longest, longest))
+    ids = [np.concatenate([prefix, text]) for text in rest]
+    assert bool(encode(encoder_of(tiny.decoder()), ids, monkeypatch, 8)[2]) == read
+
+
 def test_a_prefix_on_a_mesh_is_the_same(monkeypatch):
     prefix, *rest = tiny.texts((20, *LENGTHS))
     ids = [np.concatenate([prefix, text]) for text in rest]

@@ -20,10 +20,10 @@ from e5jax.projection import KEEP_NAMED, KEPT
 
 
 Rows = tuple[tuple[int, int], ...]  # ((width, how many), ...), the layout of every bin
-BLOCK = 128  # queries that causal attention takes at once, at least
+PARTS = 8  # of a row, where causal: the queries of each against the keys up to its end, 9 of 16 scores
+BLOCK = 128  # queries of such a part, at least
 DENSE = 2048  # the widest row whose scores are computed at once
 QUERIES = 256  # positions a turn in wider ones: memory for scores is linear in the width
-PARTS = 8  # of a wider row, where causal: the queries of each go through the keys up to its end
 
 
 @jax.tree_util.register_dataclass
@@ -108,10 +108,10 @@ def visible(
 def _dense(q_RSNH, k_RSKH, v_RSKH, segments_RS, prefix: RowPrefix | None, causal, window):
     """A row at once; all rows at once, but on a CPU, whose caches hold the scores of one.
 
-    Where causal, in blocks of queries, each against the keys up to its end: of four, five eighths of the scores.
+    Where causal, in blocks of queries, each against the keys up to its end.
     """
     width = q_RSNH.shape[1]
-    block = max(BLOCK, width // 4) if causal else width
+    block = max(BLOCK, width // PARTS) if causal else width
     i = jnp.arange(width)
 
     def attend_rows(q_RSNH, k_RSKH, v_RSKH, segments_RS, seen_RSP):

@@ -133,8 +133,8 @@ def _in_turns(q_RSNH, k_RSKH, v_RSKH, segments_RS, prefix: RowPrefix | None, cau
     """QUERIES queries a turn, against the keys they can see; where causal, with those up to the end of their part."""
     width = q_RSNH.shape[1]
     of_window = width if window is None or not causal else min(width, QUERIES + window - 1)
-    part = QUERIES * -(-width // (PARTS * QUERIES)) if causal else width
-    if of_window <= part:
+    part = QUERIES * -(-width // (PARTS * QUERIES))
+    if not causal or of_window <= part:
         part = width  # parts would change nothing
 
     def turn(first, reach, end):

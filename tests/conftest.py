@@ -44,7 +44,7 @@ def data_dir():
 
 @pytest.fixture(scope="module")
 def quickly_compiled():
-    """For modules that train runs to see what they do: programs that are slower, and compiled in half the time."""
+    """For modules that train runs to see what they do: programs that are slower, and sooner compiled."""
     name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv(name, "1")  # of subprocesses too: they take each other's programs from the cache

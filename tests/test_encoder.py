@@ -126,6 +126,12 @@ def test_any_texts_compile_at_most_eight_shapes(encoder):
     assert len(shapes) <= 8
 
 
+def test_long_texts_share_no_row_that_is_twice_as_wide():
+    texts = [np.full(9_000, 7, np.int32)] * 2
+    packed = encoders.pack_corpus(np.array([9_000] * 2), texts.__getitem__, shards=1, small=True)
+    assert [rows for _, rows, _, _ in packed] == [((16_384, 1),)] * 2
+
+
 def test_another_window_and_rope_base_change_the_vectors_of_long_texts_alone(encoder):
     wider = encoder.attending(window=None, rope_theta=1e4)
     turned = encoder.attending(window=CFG.window, rope_theta=1e5)

@@ -156,6 +156,16 @@ def test_a_folder_in_a_bucket_goes_on_where_another_machine_left_it(bucket, tmp_
     assert "['b', 'c']" in run(elsewhere, WRITE, "gs://bucket/folder", "d", "none")
 
 
+def test_what_is_put_into_a_bucket_comes_back_to_the_last_byte(bucket, tmp_path):
+    contents = {f"{number}": bytes([13 - number, number]) for number in range(14)} | {"empty": b""}
+    (tmp_path / "bytes").mkdir()
+    for name, content in contents.items():
+        (tmp_path / "bytes" / name).write_bytes(content)
+    run(bucket, PUT, tmp_path / "bytes", "gs://bucket/bytes")
+    run(bucket, COPY, "gs://bucket/bytes", tmp_path / "copy")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == contents
+
+
 def test_a_damaged_step_in_a_bucket_is_found_and_set_aside_and_the_step_before_is_used(bucket, trained, tmp_path):
     run(bucket, COPY, "gs://bucket/runs/run", tmp_path / "copy")
     run(bucket, PUT, tmp_path / "copy", "gs://bucket/runs/damaged")

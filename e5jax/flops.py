@@ -1,5 +1,6 @@
 """How much work a step is, and how much the devices could do: the two sides of "utilisation"."""
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ def peak_flops(devices: Sequence[jax.Device], dtype: jnp.dtype) -> float:
     return _measured_flops(dtype)
 
 
-def _measured_flops(dtype, size=1024, rounds=5):
+@functools.cache
+def _measured_flops(dtype):
+    size, rounds = 1024, 5
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: jnp.dot(x, x, preferred_element_type=jnp.float32))
     product(x).block_until_ready()

@@ -48,9 +48,10 @@ def quickly_compiled():
     name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv(name, "1")  # of subprocesses too: they take each other's programs from the cache
+        before = jax.config.jax_disable_most_optimizations
         jax.config.update(name.lower(), True)
         yield
-        jax.config.update(name.lower(), False)
+        jax.config.update(name.lower(), before)
 
 
 def leaks(folder) -> list[str]:

@@ -169,33 +169,44 @@ def test_the_projections_of_one_input_share_its_mask():
 # Chunks
 
 
-@pytest.mark.parametrize("kept", [0, 1, 3, 6])
-def test_chunks_kept_or_encoded_again_give_the_loss_and_gradient_of_a_loop_over_texts(model, kept):
-    """With dropout, and with spare chunks, which change neither; test_sharding.py compares with one chunk."""
-    texts, key, rate = tiny.texts(LENGTHS), jax.random.key(3), 0.3
+KEY, RATE = 3, 0.3
+
+
+def loss_and_slopes(model, encode):
+    """Of the first four texts as queries of the others; `encode(model) -> (queries, passages)`."""
     graphdef, adapters, frozen = nnx.split(model, nnx.LoRAParam, ...)
 
-    def in_chunks(adapters):
-        shape = BinShape(chunks=6, shards=1, rows=((16, 1), (8, 1)), slots=12)
-        batch = tiny.batch(texts[:4], texts[4:], shape)
-        assert batch.bins.used_C.sum() == 4
-        options = dict(kept=kept, remat=True, dropout=Dropout(adapters=rate, hidden=0.0), dropout_key=key)
-        vectors = tiny.encode(nnx.merge(graphdef, adapters, frozen), batch.bins, shape, **options)
-        return vectors[batch.query_Q], vectors[batch.passage_P]
+    def loss_fn(adapters):
+        vectors = encode(nnx.merge(graphdef, adapters, frozen))
+        return tiny.info_nce(*vectors, np.arange(4), np.ones(8, bool), 0.1)[0]
 
-    def in_a_loop(adapters):
-        model = nnx.merge(graphdef, adapters, frozen)
-        vectors = one_at_a_time(model, padded(texts), rate, key)
+    return tiny.jit(jax.value_and_grad(loss_fn))(adapters)
+
+
+@pytest.fixture(scope="module")
+def in_a_loop(model):
+    def encode(model):
+        vectors = one_at_a_time(model, padded(tiny.texts(LENGTHS)), RATE, jax.random.key(KEY))
         return vectors[:4], vectors[4:]
 
-    def value_and_grad(encode):
-        def loss_fn(adapters):
-            return tiny.info_nce(*encode(adapters), np.arange(4), np.ones(8, bool), 0.1)[0]
+    return loss_and_slopes(model, encode)
 
-        return tiny.jit(jax.value_and_grad(loss_fn))(adapters)
 
-    expected, slopes = value_and_grad(in_a_loop)
+@pytest.mark.parametrize("kept", [0, 1, 3, 6])
+def test_chunks_kept_or_encoded_again_give_the_loss_and_gradient_of_a_loop_over_texts(model, in_a_loop, kept):
+    """With dropout, and with spare chunks, which change neither; test_sharding.py compares with one chunk."""
+    texts = tiny.texts(LENGTHS)
+    shape = BinShape(chunks=6, shards=1, rows=((16, 1), (8, 1)), slots=12)
+    batch = tiny.batch(texts[:4], texts[4:], shape)
+    assert batch.bins.used_C.sum() == 4
+    options = dict(dropout=Dropout(adapters=RATE, hidden=0.0), dropout_key=jax.random.key(KEY))
+
+    def in_chunks(model):
+        vectors = tiny.encode(model, batch.bins, shape, kept=kept, remat=True, **options)
+        return vectors[batch.query_Q], vectors[batch.passage_P]
+
+    expected, slopes = in_a_loop
     assert optax.tree.norm(slopes) > 0.1
-    value, slopes_ = value_and_grad(in_chunks)
+    value, slopes_ = loss_and_slopes(model, in_chunks)
     np.testing.assert_allclose(value, expected, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), slopes_, slopes)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from e5jax import attention
 from e5jax.attention import attend, visible
+from e5jax.flops import executed
 from e5jax.layers import NO_DROPOUT
 from tests import tiny
 
@@ -137,3 +138,20 @@ def test_wide_rows_in_turns_of_a_few_queries_are_the_same_as_at_once(causal, win
     monkeypatch.setattr(attention, "QUERIES", 4)
     np.testing.assert_allclose(outputs(q), at_once, atol=1e-6)
     np.testing.assert_allclose(jax.grad(lambda q: (outputs(q) ** 2).sum())(q), slope, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "causal", "window", "share"),
+    [
+        (256, True, None, 3 / 4),  # blocks of 128
+        (2048, True, None, 9 / 16),
+        (8192, True, None, 9 / 16),
+        (8192, True, 1024, (1024 + 7 * 1279) / 8192 / 8),
+        (8192, False, None, 1),
+    ],
+)
+def test_a_row_computes_scores_up_to_the_end_of_a_part_or_of_the_window_and_no_others(width, causal, window, share):
+    x_TNH, segments_T = jax.ShapeDtypeStruct((width, 1, 4), jnp.float32), jnp.ones(width, int)
+    run = lambda x: attend(x, x, x, segments_T, ((width, 1),), None, causal=causal, window=window)
+    of_all_scores = 2 * 2 * width**2 * 4  # scores, and their weights with the values
+    assert executed(jax.make_jaxpr(run)(x_TNH)) / of_all_scores == pytest.approx(share, rel=1e-3)

@@ -54,6 +54,16 @@ def quickly_compiled():
         jax.config.update(name.lower(), before)
 
 
+LONGEST = ("train", "7b", "rehearsal", "merge", "mteb_model", "paper_configs", "schedule", "places", "distill")
+LONGEST += ("experiments", "bert_train", "loss", "structure", "prefix", "bert_step", "bert", "sharding", "mine")
+"""Modules that take most of a minute and more: they begin first, so that all workers end at about the same time."""
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def leaks(folder) -> list[str]:
     """The files below a folder that hold a secret."""
     found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

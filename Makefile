@@ -37,7 +37,7 @@ test: $(VENV)/test  ## everything that is quick
 test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long claims
 	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
-check: $(VENV)/test  ## the quick and the slow ones together, which takes less than one after the other
+check: $(VENV)/test  ## the quick and the slow ones together, as CI runs them
 	$(RUN) -m pytest $(BY_FILE) -m 'not faults and not scale'
 
 test-faults: $(VENV)/test  ## kills at random moments, dead and stuck processes, every fault of a server and a disk

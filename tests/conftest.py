@@ -54,9 +54,9 @@ def quickly_compiled():
         jax.config.update(name.lower(), before)
 
 
-LONGEST = ("train", "7b", "rehearsal", "merge", "mteb_model", "paper_configs", "schedule", "places", "distill")
-LONGEST += ("experiments", "bert_train", "loss", "structure", "prefix", "bert_step", "bert", "sharding", "mine")
-"""Modules that take most of a minute and more: they begin first, so that all workers end at about the same time."""
+LONGEST = """train 7b rehearsal merge mteb_model paper_configs schedule places distill experiments bert_train
+loss structure prefix bert_step bert sharding mine""".split()
+"""Modules that take longest: they begin first, so that no worker is left with one of them at the end."""
 
 
 def pytest_collection_modifyitems(items):

@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check \
 	$(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: quickstart test test-slow check test-faults test-scale lint docs wheel-smoke audit
+.PHONY: quickstart test test-slow check test-weights test-faults test-scale lint docs wheel-smoke audit
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "e5jax needs Python 3.11 to 3.13; try: make PYTHON=python3.11")'
@@ -32,13 +32,16 @@ quickstart: $(VENV)/core  ## the built-in sample's answers -> a dataset -> a tin
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/test  ## everything that is quick
-	$(RUN) -m pytest $(BY_FILE) -m 'not slow and not faults and not scale'
+	$(RUN) -m pytest $(BY_FILE) -m 'not slow and not weights and not faults and not scale'
 
 test-slow: $(VENV)/test  ## the compile at 7B shapes and other minutes-long claims
 	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
 check: $(VENV)/test  ## the quick and the slow ones together, as CI runs them
-	$(RUN) -m pytest $(BY_FILE) -m 'not faults and not scale'
+	$(RUN) -m pytest $(BY_FILE) -m 'not weights and not faults and not scale'
+
+test-weights: $(VENV)/test  ## real weights against what others published: minutes of arithmetic, so compiled for speed
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(RUN) -m pytest -n 2 --dist worksteal -m weights
 
 test-faults: $(VENV)/test  ## kills at random moments, dead and stuck processes, every fault of a server and a disk
 	cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; \

@@ -182,6 +182,11 @@ def saved_steps(workdir: Path) -> list[int]:
     return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
 
 
+def ends_with(workdir: Path, step: int) -> bool:
+    """Whether the newest step is this one, its parameters whole."""
+    return saved_steps(workdir)[-1:] == [step] and not manifest.problems(workdir / "checkpoints" / str(step), "params")
+
+
 def newest_whole(workdir: Path) -> Path | None:
     """The directory of the newest step whose parameters are whole; says which it passed over and why."""
     for step in reversed(saved_steps(workdir)):

@@ -127,15 +127,13 @@ def cost(
             options = dict(dtype=dtype, remat=remat, dropout=dropout, dropout_key=key)
             return loss.encode(model, bins, ((width, rows),), kept=1, **options)
 
-        def both(params, *rest):
-            vectors, backward = jax.vjp(lambda params: encode(params, *rest), params)
-            return backward(vectors)
+        def with_backward(params, *rest):
+            return jax.vjp(lambda params: encode(params, *rest), params)
 
-        arguments = params, frozen, bins, key
-        forward, total = (flops.executed(jax.make_jaxpr(f)(*arguments)) for f in (encode, both))
-        kept = jax.eval_shape(lambda params, *rest: jax.vjp(lambda p: encode(p, *rest), params)[1], *arguments)
-        sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept) if not _is_key(leaf)]
-        return forward, total - forward, sum(sizes)
+        forward, (vectors, backward) = jax.make_jaxpr(with_backward, return_shape=True)(params, frozen, bins, key)
+        kept = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward) if not _is_key(leaf)]
+        again = jax.make_jaxpr(lambda backward, vectors: backward(vectors))(backward, vectors)
+        return flops.executed(forward), flops.executed(again), sum(kept)
 
     # What grows with the tokens: weights among the residuals do not.
     forward, backward, kept = (

@@ -83,6 +83,11 @@ def _train(config: TrainConfig) -> dict[str, float]:
 
         train_data, distill, teacher, facts["teacher"] = learn_from(config, train_data, tokenizer, cfg.dim, mesh)
     stored = workdirs.check_resumable(workdir, config, facts)
+    if stored is not None and distributed.agreed(
+        distributed.is_first() and checkpoint.ends_with(workdir, config.steps), "process 0's look at the checkpoints"
+    ):
+        print(f"{workdir}: all {config.steps:,} steps are done", flush=True)
+        return _reported(*workdirs.papers(workdir), heldouts)
     sample = sample_lengths(config, train_data)
 
     with jax.set_mesh(mesh):
@@ -180,6 +185,10 @@ def _train(config: TrainConfig) -> dict[str, float]:
             logbook = Logbook(papers, done, config.wandb_project, sent) if distributed.is_first() else NoLogbook()
             with contextlib.closing(logbook):
                 loop.run(plan, parts, state, frozen, batches, done or 0, papers, logbook, checkpoints)
+    return _reported(papers, sent, heldouts)
+
+
+def _reported(papers, sent, heldouts):
     said = report(papers, heldouts) if distributed.is_first() else None
     sent()
     return distributed.agreed(said, "process 0's report")

@@ -26,8 +26,17 @@ GB = 1e9
 LIMIT = 0.95 * 80 * GB
 
 
-def compiled(mesh_shape):
-    """-> (executable of the step, bytes of base arguments a device, shapes of base weights, config's bin shape)."""
+@functools.cache
+def abstract():
+    """-> (trained parameters, frozen weights, what a token costs by `remat`)"""
+    graphdef, params, frozen = jax.eval_shape(partial(build, at_7b.paper(), MISTRAL_7B_V01), jax.random.key(0))
+    costs = partial(schedule.cost, graphdef, params, frozen, 512, 1, jnp.float32, Dropout(adapters=0.1, hidden=0.0))
+    return params, frozen, functools.cache(costs)
+
+
+def compiled(mesh_shape, wanted):
+    """-> (executable of the cheapest step that fits, bytes of the base a device and whole, shapes of its weights, how
+    many parameters are trained)"""
     mesh = make_mesh(mesh_shape)
     config = at_7b.paper()
     rng = np.random.default_rng(0)
@@ -41,13 +50,12 @@ def compiled(mesh_shape):
         )
         for _ in range(12)
     ]
-    graphdef, params, frozen = jax.eval_shape(partial(build, config, MISTRAL_7B_V01), jax.random.key(0))
+    params, frozen, costs = abstract()
     # This backend keeps bf16 activations as f32, and f32 copies of the weights, one for kept chunks, one for others.
-    costs = partial(schedule.cost, graphdef, params, frozen, 512, 1, jnp.float32, Dropout(adapters=0.1, hidden=0.0))
     adapters = sum(x.size * 4 for x in jax.tree.leaves(params))
     fixed = 5 * at_7b.bytes_a_device(frozen, mesh) + 4 * adapters  # with slopes and moments
     tokens = np.mean([sum(texts) for texts in lengths]) / 8
-    work = schedule.Work(tokens=tokens, layers=32, fixed=fixed, costs=functools.cache(costs))
+    work = schedule.Work(tokens=tokens, layers=32, fixed=fixed, costs=costs)
 
     def attempt(chosen):
         packing = dataclasses.replace(config.packing, kept=chosen.kept)
@@ -60,7 +68,7 @@ def compiled(mesh_shape):
         print(f"{chosen}: {flops:.2f} N, {asked / GB:.1f} GB, predicted {work.bytes(chosen) / GB:.1f}")
         return executable, asked
 
-    executable = schedule.fitting(work, schedule.Wanted(chunks=None, kept=None, remat=None), LIMIT, attempt)
+    executable = schedule.fitting(work, wanted, LIMIT, attempt)
     leaves = jax.tree.leaves(frozen)
     whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
     params = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
@@ -68,7 +76,7 @@ def compiled(mesh_shape):
 
 
 def test_the_paper_s_step_fits_80_gb_with_a_copy_of_the_base_on_each_device():
-    executable, base, whole, shapes, params = compiled((8, 1, 1))
+    executable, base, whole, shapes, params = compiled((8, 1, 1), schedule.Wanted(chunks=None, kept=None, remat=None))
     memory = executable.memory_analysis()
     used = schedule.bytes_of(executable)
     print(f"arguments {memory.argument_size_in_bytes / GB:.2f} GB, temporaries {memory.temp_size_in_bytes / GB:.2f} GB")
@@ -81,7 +89,7 @@ def test_the_paper_s_step_fits_80_gb_with_a_copy_of_the_base_on_each_device():
 
 
 def test_fsdp_keeps_an_eighth_of_the_base_on_each_device():
-    executable, base, whole, _, _ = compiled((1, 8, 1))
+    executable, base, whole, _, _ = compiled((1, 8, 1), schedule.Wanted(chunks=47, kept=42, remat=True))
     memory = executable.memory_analysis()
     print(
         f"base {base / GB:.2f} of {whole / GB:.2f} GB; arguments {memory.argument_size_in_bytes / GB:.2f} GB, "

@@ -52,7 +52,7 @@ def pair(request, tmp_path_factory):
     return theirs, read(directory, hf.read_config(directory).architecture), directory
 
 
-@functools.partial(tiny.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=4)
 def run(model, tokens_T, positions_T, segments_T, rows):
     options = dict(read_N=None, dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
     return model(tokens_T, positions_T, segments_T, rows, **options)
@@ -116,7 +116,7 @@ def test_recomputed_layers_and_chunks_change_neither_vectors_nor_gradients():
             v_ND = tiny.encode(nnx.merge(graphdef, params), bins, shape, remat=remat)[vector]
             return (v_ND * np.arange(24)).sum(), v_ND
 
-        (_, v_ND), slopes = tiny.jit(jax.value_and_grad(total, has_aux=True))(params)
+        (_, v_ND), slopes = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
         return v_ND, nnx.to_pure_dict(slopes)
 
     v_ND, slopes = vectors(BinShape(chunks=1, shards=1, rows=((16, 4),), slots=6), False)
@@ -243,7 +243,7 @@ def real_texts(data_dir, count):
     return [texts[i] for i in np.linspace(0, len(texts) - 1, count).astype(int)]
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(1_000, marks=pytest.mark.weights)])
 def test_minilm_gives_the_vectors_of_sentence_transformers_on_real_text(minilm, data_dir, count):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     texts = real_texts(data_dir, count)

@@ -35,9 +35,6 @@ from tests.sample import TRAIN
 from tests.tiny_bert import BERT
 
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-
 RANDOM = dataclasses.replace(BERT, layers=2, positions=48)
 
 
@@ -57,7 +54,7 @@ def config(workdir, cache, **changes) -> TrainConfig:
         model=FromScratch(architecture=RANDOM),
         lora=None,
         data=DataConfig(train=(Source(path=TRAIN, rows=":60"),), max_length=48, cache=str(cache)),
-        packing=PackingConfig(widths=(48,)),
+        packing=PackingConfig(widths=(48,), chunks=1),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=1),
         dropout=0.1,
         checkpoint_every=1,

@@ -21,9 +21,6 @@ from tests import tiny_bert
 from tests.sample import TRAIN
 
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return tiny_bert.folder(tmp_path_factory.mktemp("teacher"))
@@ -51,7 +48,7 @@ def config(workdir, cache, base, distill, **changes) -> TrainConfig:
         data=DataConfig(
             train=(Source(path=short(cache)),), query_prompt="", max_length=64, max_negatives=1, cache=str(cache)
         ),
-        packing=PackingConfig(widths=(64,)),
+        packing=PackingConfig(widths=(64,), chunks=1),
         optim=OptimConfig(peak_lr=3e-3, warmup_steps=2),
         temperature=0.1,
     )

@@ -100,8 +100,7 @@ def launch(folder, processes, devices, more="{}", words=(), environment=None):
     ]
     line += ["--", "-m", "e5jax.train", "--config", str(path), "--distributed.heartbeat-s", "10", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    quickly = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled in half the time
-    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, **quickly, **(environment or {})}, **pipes)
+    return subprocess.Popen(line, cwd=ROOT, env={**os.environ, "XLA_FLAGS": "", **(environment or {})}, **pipes)
 
 
 def finished(folder, processes, devices, **options):

@@ -369,9 +369,9 @@ def test_more_dimensions_than_a_model_has_are_refused_when_it_is_opened(kind, fo
 PUBLISHED = [  # all-MiniLM-L6-v2 in mteb's results
     pytest.param("sentence-transformers:", "stsb-en", 0.8203, 0.002, 1379),
     pytest.param("", "stsb-en", 0.8203, 0.002, 1379),
-    pytest.param("", "xquad-en", 0.9436, 0.002, 1190, marks=pytest.mark.slow),
-    pytest.param("", "xquad-de", 0.7032, 0.002, 1190, marks=pytest.mark.slow),
-    pytest.param("", "banking77", 0.8004, 0.01, 3080, marks=pytest.mark.slow),  # 8 texts a class, drawn
+    pytest.param("", "xquad-en", 0.9436, 0.002, 1190, marks=pytest.mark.weights),
+    pytest.param("", "xquad-de", 0.7032, 0.002, 1190, marks=pytest.mark.weights),
+    pytest.param("", "banking77", 0.8004, 0.01, 3080, marks=pytest.mark.weights),  # 8 texts a class, drawn
 ]
 
 

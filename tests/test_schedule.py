@@ -86,7 +86,7 @@ def test_the_compiled_step_takes_the_memory_that_was_predicted(chunks, kept, rem
     config = at_7b.paper(**TINY, batch_size=64, remat=remat, packing=packing)
     shape = BinShape(chunks=chunks, shards=1, rows=((128, 64 // chunks),), slots=128)
     step, arguments = at_7b.step(config, cfg, shape)
-    compiled = tiny.jit(step, donate_argnums=0).lower(*arguments).compile()
+    compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
     state, frozen, _ = arguments
     _, *model = jax.eval_shape(functools.partial(build, config, cfg), jax.random.key(0))
     graphdef = jax.eval_shape(lambda key: build(config, cfg, key)[0], jax.random.key(0))

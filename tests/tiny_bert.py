@@ -5,6 +5,7 @@ import functools
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
@@ -58,7 +59,7 @@ def _encoder(cfg: BertConfig, seed: int):
             table[...] *= 50  # tokens and places far apart, for attention to be sharp
         return model
 
-    return tiny.jit(make)()
+    return jax.jit(make)()
 
 
 def encoder(cfg: BertConfig = BERT, seed: int = 0) -> Bert:

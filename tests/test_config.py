@@ -130,7 +130,7 @@ def test_a_broken_record_is_named_by_file_and_line_and_can_be_skipped(capfd, tmp
     path.write_text(good % (1, 1) + '{"query": "", "positive": "x"}\n' + "".join(good % (i, i) for i in range(20)))
     argv = ["--config", QUICKSTART, "--workdir", str(tmp_path / "run"), "--data.train.0.path", str(path)]
     argv += ["--eval.0.sources.0.path", HELDOUT, "--eval.0.sources.0.split", "train"]
-    argv += ["--data.cache", str(tmp_path / "cache"), "--batch-size", "16", "--steps", "1"]
+    argv += ["--data.cache", str(tmp_path / "cache"), "--batch-size", "16", "--steps", "1", "--packing.chunks", "1"]
     status, text = run(capfd, *argv)
     assert status == 2
     assert f"{path}:2" in text and "query" in text and "--data.on-bad-record skip" in text

@@ -82,6 +82,11 @@ def check_resumable(workdir: Path, config: TrainConfig, facts: dict) -> dict | N
     if not is_run(workdir):
         return None
     stored = read_config(workdir)
+    if "merged" in stored["run"]:
+        raise UserError(
+            f"{workdir} was merged of runs, and is none to go on with. Start from it in another --workdir: "
+            f"--init-from {workdir} for adapters, --model.base {workdir} for whole weights"
+        )
     mine, theirs = _flat(command.to_json(config)), _flat({k: v for k, v in stored.items() if k != "run"})
     # Which switches came after the version that wrote the run: it had what they are by default.
     since = _flat({name: value for name, value in _defaults().items() if name not in stored})

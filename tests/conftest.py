@@ -14,7 +14,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else the parent's, which re
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling takes half as long, these sizes run no longer
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never leave the machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads fight with the other worker's
@@ -41,6 +40,18 @@ def data_dir():
     from pathlib import Path
 
     return Path(os.environ["E5JAX_DATA"])
+
+
+@pytest.fixture(scope="module")
+def quickly_compiled():
+    """For modules that train runs to see what they do: programs that are slower, and sooner compiled."""
+    name = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(name, "1")  # of subprocesses too: they take each other's programs from the cache
+        before = jax.config.read(name.lower())  # it has no attribute, unlike newer options
+        jax.config.update(name.lower(), True)
+        yield
+        jax.config.update(name.lower(), before)
 
 
 LONGEST = """train 7b rehearsal merge mteb_model paper_configs schedule places distill experiments bert_train

@@ -18,7 +18,7 @@ from e5jax.layers import Dropout
 from e5jax.packing import choose_shape
 from e5jax.sharding import make_mesh
 from e5jax.step import build
-from tests import counting
+from tests import counting, tiny
 
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,8 @@ def compiled(mesh_shape, wanted):
         changed = dataclasses.replace(config, packing=packing, remat=chosen.remat)
         step, arguments = at_7b.step(changed, MISTRAL_7B_V01, shape)
         with jax.set_mesh(mesh):
-            executable = at_7b.jitted(step, arguments, mesh).lower(*arguments).compile()
+            lowered = at_7b.jitted(step, arguments, mesh).lower(*arguments)
+            executable = lowered.compile(tiny.jit.keywords["compiler_options"])  # the same buffers
         asked, flops = schedule.bytes_of(executable), work.flops(chosen) / MISTRAL_7B_V01.projection_weights
         print(f"{chosen}: {flops:.2f} N, {asked / GB:.1f} GB, predicted {work.bytes(chosen) / GB:.1f}")
         return executable, asked

@@ -45,7 +45,7 @@ def test_a_token_of_a_one_layer_decoder_depends_on_the_window_and_on_nothing_els
         options = dict(read_N=None, dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
         return nnx.merge(graphdef, embed, rest)(tokens, positions, segments, ((T, 1),), **options)
 
-    (slopes_TDVD,) = jax.tree.leaves(jax.jit(jax.jacrev(states))(embed))
+    (slopes_TDVD,) = jax.tree.leaves(tiny.jit(jax.jacrev(states))(embed))
     depends_TV = np.abs(slopes_TDVD).max((1, 3)) > 0
     i, j = np.indices((T, T))
     np.testing.assert_array_equal(depends_TV[:, :T], (j <= i) & (j > i - (window or T)))
@@ -87,7 +87,7 @@ def test_rows_of_one_width_or_of_two_give_what_each_text_alone_gives(causal, win
             segments[offset : offset + n] = number
             for bin_, x in zip((q, k, v), text, strict=True):
                 bin_[offset : offset + n] = x
-        out = jax.jit(attend, static_argnums=(4, 6, 7))(q, k, v, segments, rows, None, causal, window)
+        out = tiny.jit(attend, static_argnums=(4, 6, 7))(q, k, v, segments, rows, None, causal, window)
         for want, offset, n in zip(expected, offsets, lengths, strict=True):
             np.testing.assert_allclose(out[offset : offset + n], want, atol=1e-5, rtol=0)
         assert np.isfinite(out).all()
@@ -108,7 +108,7 @@ def test_the_backward_rule_gives_the_slopes_that_jax_finds_for_the_formula(causa
         return jnp.einsum("RKGQS,RSKH->RQKGH", weights, v_RSKH, precision="highest").reshape(16, 6, 10)
 
     ours = lambda q, k, v: attend(q, k, v, segments, ((8, 2),), None, causal, window)
-    wanted, found = (jax.jit(lambda *x, f=f: jax.vjp(f, *x)[1](g))(q, k, v) for f in (formula, ours))
+    wanted, found = (tiny.jit(lambda *x, f=f: jax.vjp(f, *x)[1](g))(q, k, v) for f in (formula, ours))
     for name, want, have in zip("qkv", wanted, found, strict=True):
         np.testing.assert_allclose(have, want, atol=1e-5, rtol=0, err_msg=name)
 
@@ -118,7 +118,7 @@ def test_padding_is_finite_forward_and_backward_in_a_row_without_text():
         return attend(x, x[:, :2], x[:, :2], segments, ((8, 2),), None, True, 3).sum()
 
     x = jax.random.normal(jax.random.key(0), (16, 6, 10))
-    value, slope = jax.jit(jax.value_and_grad(total))(x, np.array([1] * 5 + [0] * 11))
+    value, slope = tiny.jit(jax.value_and_grad(total))(x, np.array([1] * 5 + [0] * 11))
     assert np.isfinite(value) and np.isfinite(slope).all()
     padding, i = np.zeros((1, 4), int), np.arange(4)
     assert visible(padding, padding, i, i, True, 2).any(-1).all()  # no row of scores is empty

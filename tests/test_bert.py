@@ -52,7 +52,7 @@ def pair(request, tmp_path_factory):
     return theirs, read(directory, hf.read_config(directory).architecture), directory
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(tiny.jit, static_argnums=4)
 def run(model, tokens_T, positions_T, segments_T, rows):
     options = dict(read_N=None, dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
     return model(tokens_T, positions_T, segments_T, rows, **options)
@@ -116,7 +116,7 @@ def test_recomputed_layers_and_chunks_change_neither_vectors_nor_gradients():
             v_ND = tiny.encode(nnx.merge(graphdef, params), bins, shape, remat=remat)[vector]
             return (v_ND * np.arange(24)).sum(), v_ND
 
-        (_, v_ND), slopes = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+        (_, v_ND), slopes = tiny.jit(jax.value_and_grad(total, has_aux=True))(params)
         return v_ND, nnx.to_pure_dict(slopes)
 
     v_ND, slopes = vectors(BinShape(chunks=1, shards=1, rows=((16, 4),), slots=6), False)

@@ -36,7 +36,7 @@ def adapted(seed=0):
 def test_every_projection_of_a_layer_takes_an_adapter_and_merging_it_changes_nothing():
     assert set(lora.projections(tiny_bert.encoder().layers)) == {*PROJECTIONS} == {"q", "k", "v", "o", "up", "down"}
     bins, vector = tiny.pack(TEXTS, SHAPE)
-    encode = jax.jit(lambda model: tiny.encode(model, bins, SHAPE)[vector])
+    encode = tiny.jit(lambda model: tiny.encode(model, bins, SHAPE)[vector])
     beside, bare = encode(adapted()), encode(tiny_bert.encoder())
     np.testing.assert_allclose(encode(lora.merge(adapted())), beside, atol=1e-5)
     assert np.abs(beside - bare).max() > 1e-2
@@ -101,7 +101,7 @@ def test_dropout_of_hidden_states_is_a_text_s_own_and_its_key_s(make):
     bins, vector = tiny.pack([text % 100 + 1 for text in TEXTS], SHAPE)
     bare = make()
 
-    @jax.jit
+    @tiny.jit
     def encode(rate_is_some, key):
         run = lambda rate: tiny.encode(bare, bins, SHAPE, dropout=Dropout(adapters=0.0, hidden=rate), dropout_key=key)
         return jnp.where(rate_is_some, run(0.2), run(0.0))[vector]
@@ -165,7 +165,7 @@ def loss_and_gradient(sizes, trained):
             return info_nce(queries, passages, batch, 0.1, Contrast())[0]
 
         batch = tiny.batch(BATCH[:QUERIES], BATCH[QUERIES:], shape)
-        value, gradient = jax.jit(jax.value_and_grad(total))(*place(params, frozen, batch))
+        value, gradient = tiny.jit(jax.value_and_grad(total))(*place(params, frozen, batch))
         return float(value), jax.tree.map(np.array, nnx.to_pure_dict(gradient))
 
     if sizes is None:

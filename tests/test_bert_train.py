@@ -35,6 +35,9 @@ from tests.sample import TRAIN
 from tests.tiny_bert import BERT
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 RANDOM = dataclasses.replace(BERT, layers=2, positions=48)
 
 

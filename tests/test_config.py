@@ -16,6 +16,9 @@ from e5jax.synthetic.config import PackageConfig, SynthesizeConfig
 from tests.sample import HELDOUT, TRAIN
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 KINDS = {"synthesize": SynthesizeConfig, "package": PackageConfig}

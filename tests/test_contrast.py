@@ -233,5 +233,5 @@ def test_everything_at_once_is_the_same_on_eight_devices():
     value_and_grad = jax.value_and_grad(lambda q, p: general(q, p, whose, 0.1, contrast)[0], argnums=(0, 1))
     alone = value_and_grad(q, p)
     with jax.set_mesh(make_mesh((8, 1, 1))):
-        together = jax.jit(value_and_grad)(q, p)
+        together = tiny.jit(value_and_grad)(q, p)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), together, alone)

@@ -21,6 +21,9 @@ from tests import tiny_bert
 from tests.sample import TRAIN
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return tiny_bert.folder(tmp_path_factory.mktemp("teacher"))

@@ -19,6 +19,9 @@ from e5jax.rows import Row, Table
 from tests.test_train import tiny_config
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 ROOT = Path(__file__).parents[1]
 TABLES = sorted((ROOT / "configs" / "paper").glob("*_*.py"))
 TABLES = [path for path in TABLES if path.stem.startswith(("table", "figure"))]

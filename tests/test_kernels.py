@@ -8,6 +8,7 @@ import pytest
 from e5jax import attention, kernels
 from e5jax.attention import attend
 from e5jax.sharding import make_mesh, over_shards
+from tests import tiny
 
 
 ROWS, N, K, H = ((128, 2), (256, 1)), 4, 2, 128
@@ -40,7 +41,7 @@ def value_and_slopes(causal, window):
         weights = jnp.cos(jnp.arange(out.size)).reshape(out.shape) * (segments > 0)[:, None, None]
         return jnp.sum(out * weights), out
 
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+    return tiny.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
 
 
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 40), (False, 17)])

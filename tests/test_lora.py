@@ -27,7 +27,7 @@ def base():
 @pytest.fixture(scope="module")
 def encode():
     bins, vector = tiny.pack(TEXTS, SHAPE)
-    encode = jax.jit(lambda model: tiny.encode(model, bins, SHAPE)[vector])
+    encode = tiny.jit(lambda model: tiny.encode(model, bins, SHAPE)[vector])
     return lambda model: np.array(encode(model))
 
 
@@ -62,7 +62,7 @@ def test_only_adapters_have_gradients_and_each_has_one(base):
         vectors = tiny.encode(nnx.merge(graphdef, adapters, frozen), bins, SHAPE)[vector]
         return (vectors * np.arange(24)).sum()
 
-    gradient = jax.jit(jax.grad(loss))(adapters)
+    gradient = tiny.jit(jax.grad(loss))(adapters)
     leaves = jax.tree.leaves(gradient, is_leaf=lambda x: isinstance(x, nnx.Variable))
     assert len(leaves) == 2 * len(PROJECTIONS)
     for leaf in leaves:

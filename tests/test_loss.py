@@ -39,7 +39,7 @@ def model():
 @pytest.fixture(scope="module")
 def alone(model):
     """The vector of each text of `LENGTHS`, one text in one row at a time, without encode()."""
-    return np.array(jax.jit(one_at_a_time)(model, padded(tiny.texts(LENGTHS))))
+    return np.array(tiny.jit(one_at_a_time)(model, padded(tiny.texts(LENGTHS))))
 
 
 def padded(texts, width=16):
@@ -65,7 +65,7 @@ def one_at_a_time(model, texts, rate=0.0, key=None):
 @functools.cache
 def encoder(shape, rate, key):
     options = dict(dropout=Dropout(adapters=rate, hidden=0.0), dropout_key=None if key is None else jax.random.key(key))
-    return jax.jit(lambda model, bins: tiny.encode(model, bins, shape, **options))
+    return tiny.jit(lambda model, bins: tiny.encode(model, bins, shape, **options))
 
 
 def encode_texts(model, shape, placement=None, rate=0.0, key=None):
@@ -147,7 +147,7 @@ def test_masks_differ_by_token_layer_input_and_step(model, monkeypatch):
     monkeypatch.setattr(layers, "drop_tokens", spy)
     tokens, at, segments = np.full(8, 5), np.arange(8), np.ones(8, int)
     options = dict(read_N=None, dtype=jnp.float32, remat=False, dropout=Dropout(adapters=0.5, hidden=0.0))
-    run = jax.jit(lambda keys_T: model(tokens, at, segments, ((8, 1),), dropout_keys_T=keys_T, **options))
+    run = tiny.jit(lambda keys_T: model(tokens, at, segments, ((8, 1),), dropout_keys_T=keys_T, **options))
     for step in (0, 1):
         run(jax.random.split(jax.random.fold_in(jax.random.key(0), step), 8))
     jax.effects_barrier()
@@ -180,7 +180,7 @@ def loss_and_slopes(model, encode):
         vectors = encode(nnx.merge(graphdef, adapters, frozen))
         return tiny.info_nce(*vectors, np.arange(4), np.ones(8, bool), 0.1)[0]
 
-    return jax.jit(jax.value_and_grad(loss_fn))(adapters)
+    return tiny.jit(jax.value_and_grad(loss_fn))(adapters)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,9 @@ from e5jax.merge import MergeConfig
 from tests.test_train import tiny_config
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 TEXTS = ["why does bread rise", "a chess clock has two faces", "one"]
 
 
@@ -87,6 +90,12 @@ def test_a_second_stage_starts_from_a_merged_run(runs, tmp_path, cache):
     config = tiny_config(tmp_path / "next", cache, steps=2, eval=(), lora=LoraConfig(rank=2, alpha=2.0))
     training.train(dataclasses.replace(config, init_from=str(out)))
     assert np.abs(vectors(tmp_path / "next") - vectors(out)).max() < 0.3
+
+
+def test_a_merged_run_is_none_to_go_on_with(runs, tmp_path, cache):
+    out = merged(runs, tmp_path, "whole", "whole")
+    with pytest.raises(UserError, match=r"was merged of runs, .* --init-from"):
+        training.train(tiny_config(out, cache, steps=4, eval=()))
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def margin_mse(q, p, tq, tp, has_QK=HAS_QK):
 @functools.cache
 def compiled(objective):
     """-> (value, gradients of the first two arguments)"""
-    return jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
+    return tiny.jit(jax.value_and_grad(objective, argnums=(0, 1)))
 
 
 def match(ours, theirs):
@@ -190,9 +190,9 @@ def test_every_product_is_of_the_highest_precision(student, teacher):
 
 def test_queries_shared_out_over_devices_give_the_same(teacher):
     args = vectors(16, D, 0), vectors(P, D, 1), vectors(16, E, 2), teacher[1]
-    alone = jax.jit(score_kl)(*args)
+    alone = tiny.jit(score_kl)(*args)
     with jax.set_mesh(make_mesh((4, 2, 1))):
-        np.testing.assert_allclose(jax.jit(score_kl)(*args), alone, rtol=1e-5)
+        np.testing.assert_allclose(tiny.jit(score_kl)(*args), alone, rtol=1e-5)
         shared = [
             e for e in tiny.equations(jax.make_jaxpr(score_kl)(*args)) if e.primitive.name == "sharding_constraint"
         ]

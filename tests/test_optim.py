@@ -31,7 +31,7 @@ def params():
 def updates(params, gradients, **changes):
     options = dict(b1=0.9, b2=0.999, weight_decay=0.1, clip_norm=1.0) | changes
     optimizer = adamw(lambda count: 1.0, **options)
-    update, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    update, _ = tiny.jit(optimizer.update)(gradients, optimizer.init(params), params)
     return nnx.to_pure_dict(update)
 
 
@@ -61,7 +61,7 @@ def test_a_long_gradient_is_cut_to_the_clip_norm_and_a_short_one_left_alone(para
     moments = []
     for clip_norm in (1.0, 2 * norm):
         optimizer = adamw(lambda count: 1.0, b1=0.9, b2=0.999, weight_decay=0.1, clip_norm=clip_norm)
-        _, state = jax.jit(optimizer.update)(ones, optimizer.init(params), params)
+        _, state = tiny.jit(optimizer.update)(ones, optimizer.init(params), params)
         (adam,) = [s for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s)]
         moments.append(jax.tree.leaves(adam.mu))
     for cut, left_alone in zip(*moments, strict=True):

@@ -19,6 +19,9 @@ from tests.test_distributed import NO_EVAL, alone, children, finished, launch, s
 from tests.test_train import losses
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 ROOT = Path(__file__).parents[1]
 SETTINGS = "lora=LoraConfig(rank=2, alpha=4.0), checkpoint_every=2"
 
@@ -62,7 +65,7 @@ def taken(objects, prefix, folder):
 
 def run(bucket, program, *words, status=0):
     """A program of its own, since TensorStore reads the environment once -> what it said."""
-    environment = {**os.environ, **bucket, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, **bucket, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     line = [sys.executable, *(["-c", program] if "\n" in program else ["-m", program]), *map(str, words)]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     said = done.stdout + done.stderr

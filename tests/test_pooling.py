@@ -53,7 +53,7 @@ def few_latents(monkeypatch):
 def test_a_pooling_is_a_loop_over_the_tokens_of_each_text(kind):
     *arrays, each, vector = packed()
     assert [len(x) for x in each] == [*LENGTHS]
-    found = np.asarray(jax.jit(pooling(kind))(*arrays))[vector]
+    found = np.asarray(tiny.jit(pooling(kind))(*arrays))[vector]
     np.testing.assert_allclose(found, [LOOPS[kind](x) for x in each], atol=1e-5)
 
 
@@ -137,7 +137,7 @@ def test_trained_latents_are_attention_to_them_and_an_mlp_then_the_mean():
     model = trained(pooling("latent"))
     assert model.latent.latents.shape == (7, DIM) and model.latent.q.shape == (DIM, 8, 3)
     *arrays, each, vector = packed()
-    found = np.asarray(jax.jit(model)(*arrays))[vector]
+    found = np.asarray(tiny.jit(model)(*arrays))[vector]
     np.testing.assert_allclose(found, [latent_loop(model.latent, x) for x in each], atol=1e-4)
 
 
@@ -152,7 +152,7 @@ def test_latents_are_trained_beside_adapters_while_the_base_is_frozen():
     bins, vector = tiny.pack(tiny.texts((5, 9, 3, 12)), SHAPE)
     mean = models.changed(plain, dataclasses.replace(cfg, pooling="mean"), None, None)
     encode = lambda model: tiny.encode(model, bins, SHAPE)[vector]
-    jitted = jax.jit(encode)
+    jitted = tiny.jit(encode)
     np.testing.assert_allclose(jitted(model), jitted(mean), atol=1e-6)  # it starts out as the mean
 
     lora.adapt(model, 2, 4.0, ("q", "down"), jax.random.key(0))
@@ -165,7 +165,7 @@ def test_latents_are_trained_beside_adapters_while_the_base_is_frozen():
         return (encode(nnx.merge(graphdef, params, frozen)) * np.arange(DIM)).sum()
 
     push = lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape)  # away from zero
-    slopes = jax.jit(jax.grad(total))(jax.tree.map(push, params))
+    slopes = tiny.jit(jax.grad(total))(jax.tree.map(push, params))
     for path, slope in nnx.to_flat_state(slopes):
         assert np.abs(slope[...]).max() > 1e-6, path
 
@@ -189,7 +189,7 @@ def states(model, texts):
     bins, vector = tiny.pack(texts, SHAPE)
     arrays = (x[0, 0] for x in (bins.tokens_CST, bins.positions_CST, bins.segments_CST))
     options = dict(read_N=None, dtype=jnp.float32, remat=False, dropout=NO_DROPOUT, dropout_keys_T=None)
-    x_TD = np.asarray(jax.jit(lambda model, *a: model(*a, SHAPE.rows, **options))(model, *arrays))
+    x_TD = np.asarray(tiny.jit(lambda model, *a: model(*a, SHAPE.rows, **options))(model, *arrays))
     stops = bins.last_CSN[0, 0, vector] + 1
     return [x_TD[stop - len(text) : stop] for text, stop in zip(texts, stops, strict=True)]
 

@@ -95,7 +95,7 @@ def test_wide_rows_see_the_prefix_turn_by_turn(monkeypatch):
     encoder = encoder_of(tiny.decoder(window=30))
     prefix, *rest = tiny.texts((12, 30, 17, 8, 1))
     ids = [np.concatenate([prefix, text]) for text in rest]
-    anew = jax.jit(encoders.embed.__wrapped__, static_argnums=(0, 3, 4))  # not what was compiled for other turns
+    anew = tiny.jit(encoders.embed.__wrapped__, static_argnums=(0, 3, 4))  # not what was compiled for other turns
     monkeypatch.setattr(encoders, "embed", anew)
     alone = encode(encoder, ids, monkeypatch, 1000)[0]
     np.testing.assert_allclose(encode(encoder, ids, monkeypatch, 8)[0], alone, atol=2e-6)
@@ -127,7 +127,7 @@ def test_only_tokens_that_are_read_pass_the_last_layer_and_nothing_changes(pooli
         weights = jnp.cos(jnp.arange(len(vector) * model.cfg.dim)).reshape(len(vector), -1)
         return jnp.sum(tiny.encode(model, bins, shape)[vector] * weights)
 
-    pruned = jax.jit(jax.value_and_grad(total, allow_int=True))(model)
+    pruned = tiny.jit(jax.value_and_grad(total, allow_int=True))(model)
     read = type(model.pooling).read
 
     class Whole(type(model.pooling)):
@@ -139,7 +139,7 @@ def test_only_tokens_that_are_read_pass_the_last_layer_and_nothing_changes(pooli
 
     whole = _fresh_pooling(model, Whole)
     assert shape.slots not in sizes_of_products(whole, bins, shape)
-    expected = jax.jit(jax.value_and_grad(total, allow_int=True))(whole)
+    expected = tiny.jit(jax.value_and_grad(total, allow_int=True))(whole)
     np.testing.assert_allclose(pruned[0], expected[0], rtol=1e-5)
     for mine, theirs in zip(jax.tree.leaves(pruned[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)

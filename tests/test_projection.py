@@ -45,7 +45,7 @@ def value_and_gradients(product, x, w, g):
 @pytest.mark.parametrize("eq", EQUATIONS)
 def test_value_and_gradients_in_f32_are_those_of_einsum(eq):
     arguments = operands(eq, jnp.float32)
-    run = jax.jit(value_and_gradients, static_argnums=0)
+    run = tiny.jit(value_and_gradients, static_argnums=0)
     ours = run(product_of(eq), *arguments)
     expected = run(lambda x, w: jnp.einsum(eq, x, w), *arguments)
     for a, b in zip(ours, expected, strict=True):
@@ -62,7 +62,7 @@ def test_every_product_in_bf16_is_bf16_by_bf16_summed_in_f32_and_near_the_f32_on
         assert {v.aval.dtype for v in product.invars} == {jnp.dtype("bfloat16")}
         assert product.outvars[0].aval.dtype == jnp.float32
     exact = value_and_gradients(lambda x, w: jnp.einsum(eq, x, w), *(a.astype(jnp.float32) for a in arguments))
-    for a, b in zip(jax.jit(ours)(*arguments), exact, strict=True):
+    for a, b in zip(tiny.jit(ours)(*arguments), exact, strict=True):
         assert a.dtype == jnp.bfloat16
         np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-8, atol=1e-6)  # one rounding, at the end
 
@@ -164,7 +164,7 @@ def test_no_product_of_a_step_in_bf16_mixes_dtypes_but_in_attentions_backward():
 
 def test_a_step_in_bf16_runs_on_cpu():
     step, arguments = make(nnx.LoRAParam, remat=False)
-    state, metrics = jax.jit(step)(*arguments)
+    state, metrics = tiny.jit(step)(*arguments)
     assert np.isfinite(metrics["loss"])
     moved = jax.tree.map(lambda a, b: np.any(a != b), state.params, arguments[0].params)
     assert jax.tree.all(moved)

@@ -94,7 +94,7 @@ def test_the_compiled_step_takes_the_memory_that_was_predicted(chunks, kept, rem
     config = at_7b.paper(**TINY, batch_size=64, remat=remat, packing=packing)
     shape = BinShape(chunks=chunks, shards=1, rows=((128, 64 // chunks),), slots=128)
     step, arguments = at_7b.step(config, SMALL, shape)
-    compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    compiled = tiny.jit(step, donate_argnums=0).lower(*arguments).compile()
     state, frozen, _ = arguments
     size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     work = Work(tokens=64 * 128, layers=4, fixed=size((state, state.params, frozen)), costs=cost_of_small)

@@ -134,11 +134,11 @@ def prepare(shape: BinShape, mesh=None):
     batch = tiny.batch(TEXTS[:QUERIES], TEXTS[QUERIES:], shape)
     if mesh is None:
         state = TrainState(jnp.zeros((), jnp.int32), adapters, optimizer.init(adapters))
-        return jax.jit(step), (state, frozen, batch)
+        return tiny.jit(step), (state, frozen, batch)
     adapters, frozen = jax.device_put((adapters, frozen), shardings((adapters, frozen), mesh))
     state, layout = init_state(adapters, optimizer, mesh)
     batch = jax.device_put(batch, batch_shardings(batch, mesh, lambda x: 1 if x.ndim == 3 else None))
-    return jax.jit(step, out_shardings=(layout, replicated(mesh))), (state, frozen, batch)
+    return tiny.jit(step, out_shardings=(layout, replicated(mesh))), (state, frozen, batch)
 
 
 @dataclasses.dataclass

@@ -207,13 +207,13 @@ def test_the_merged_step_has_our_loss_and_our_gradients(triples):
     )
     state = TrainState(jnp.int32(0), params, descend.init(params))
     batch = to_batch(triples, place(triples.lengths, SHAPE), SHAPE)
-    after, metrics = jax.jit(ours)(None, state, frozen, batch)
+    after, metrics = tiny.jit(ours)(None, state, frozen, batch)
 
     adapters, base = speed_merged.adapters_of(params), speed_merged.base_of(frozen)
     theirs = speed_merged.make_step(model.cfg, descend, 2.0, 0.1, jnp.float32)
     columns = speed_merged.pad(triples, (7, 16), 2)
     assert [tokens.shape for tokens, _ in columns] == [(2, 2, 7), (4, 2, 16)]
-    (other, _), other_metrics = jax.jit(theirs)((adapters, descend.init(adapters)), base, columns)
+    (other, _), other_metrics = tiny.jit(theirs)((adapters, descend.init(adapters)), base, columns)
     assert metrics["loss"] > 0.1
     np.testing.assert_allclose(other_metrics["loss"], metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(other_metrics["grad_norm"], metrics["grad_norm"], rtol=1e-4)

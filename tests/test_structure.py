@@ -115,7 +115,7 @@ def test_the_flops_that_utilisation_counts_are_those_of_a_step_that_recomputes_n
 def test_what_xla_compiles_multiplies_no_more_than_the_trace(chunks, remat):
     step, arguments, _ = step_of(tiny.CFG, TINY_SHAPE, chunks, remat, "last", batch_size=3, **TINY)
     trace = counting.weight_flops(counting.live(jax.make_jaxpr(step)(*arguments)), sizes(tiny.CFG))
-    hlo = jax.jit(step).lower(*arguments).compile().as_text()
+    hlo = tiny.jit(step).lower(*arguments).compile().as_text()
     assert counting.compiled_weight_flops(hlo, sizes(tiny.CFG)) == trace
 
 
@@ -175,7 +175,7 @@ def compiled(sizes, chunks, remat):
     step, arguments, shape = step_of(tiny.CFG, shape, chunks, remat, "last", batch_size=8, **TINY)
     with jax.set_mesh(mesh):
         lowered = at_7b.jitted(step, arguments, mesh).lower(*arguments)
-        return lowered.compile().as_text(), arguments, shape
+        return lowered.compile(tiny.jit.keywords["compiler_options"]).as_text(), arguments, shape
 
 
 def test_with_a_copy_of_the_base_on_each_device_only_vectors_are_gathered():

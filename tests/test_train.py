@@ -39,6 +39,9 @@ from e5jax.schedule import Schedule
 from tests.sample import HELDOUT, TRAIN
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 TINY = DecoderConfig(
     family="mistral",
     vocab_size=512,

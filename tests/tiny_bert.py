@@ -5,7 +5,6 @@ import functools
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
@@ -59,7 +58,7 @@ def _encoder(cfg: BertConfig, seed: int):
             table[...] *= 50  # tokens and places far apart, for attention to be sharp
         return model
 
-    return jax.jit(make)()
+    return tiny.jit(make)()
 
 
 def encoder(cfg: BertConfig = BERT, seed: int = 0) -> Bert:

@@ -10,6 +10,9 @@ from e5jax.command import load_config
 from tests.synthetic.servers import Fault, Server
 
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
 ROOT = Path(__file__).parents[2]
 KEY = "sk-not-a-real-key-0123456789"
 SMALL = ["--config", str(ROOT / "configs" / "synthesize_small.py")]

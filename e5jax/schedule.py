@@ -130,10 +130,10 @@ def cost(
         def with_backward(params, *rest):
             return jax.vjp(lambda params: encode(params, *rest), params)
 
-        forward, (vectors, backward) = jax.make_jaxpr(with_backward, return_shape=True)(params, frozen, bins, key)
-        kept = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward) if not _is_key(leaf)]
-        again = jax.make_jaxpr(lambda backward, vectors: backward(vectors))(backward, vectors)
-        return flops.executed(forward), flops.executed(again), sum(kept)
+        forward, (vectors, pull_back) = jax.make_jaxpr(with_backward, return_shape=True)(params, frozen, bins, key)
+        backward = jax.make_jaxpr(lambda pull_back, vectors: pull_back(vectors))(pull_back, vectors)
+        kept = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull_back) if not _is_key(leaf)]
+        return flops.executed(forward), flops.executed(backward), sum(kept)
 
     # What grows with the tokens: weights among the residuals do not.
     forward, backward, kept = (

@@ -87,7 +87,7 @@ def cost_of_small(remat):
 
 @pytest.mark.parametrize(
     ("chunks", "kept", "remat"),
-    [(1, 1, False), (1, 1, True), (8, 0, False), (8, 8, True), (8, 4, False)],
+    [(1, 1, False), (1, 1, True), (8, 0, False), (8, 8, False), (8, 8, True), (8, 4, False)],
 )
 def test_the_compiled_step_takes_the_memory_that_was_predicted(chunks, kept, remat, capsys):
     packing = dataclasses.replace(at_7b.paper().packing, kept=kept)

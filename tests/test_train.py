@@ -390,7 +390,7 @@ def test_packing_and_remat_may_change_when_a_run_goes_on(tmp_path, cache, finish
     assert stored == {"chunks": 2, "kept": 2, "remat": True}
 
 
-def test_the_schedule_follows_from_the_memory_and_stays_with_the_run(finished, tmp_path, cache, monkeypatch):
+def test_the_schedule_follows_from_the_memory_and_stays_with_the_run(tmp_path, cache, monkeypatch):
     config = tiny_config(tmp_path / "run", cache, steps=4, eval=(), packing=PackingConfig(widths=(48,)))
     monkeypatch.setattr(schedule, "CHUNKS", (128, 96))
     small = dataclasses.replace(config.packing, memory_gb=1.3e-3)
@@ -400,8 +400,16 @@ def test_the_schedule_follows_from_the_memory_and_stays_with_the_run(finished, t
     monkeypatch.setattr(schedule, "best", lambda work, wanted, limit: Schedule(**dataclasses.asdict(wanted)))
     training.train(dataclasses.replace(config, packing=small, steps=6, extend=True))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["schedule"] == stored["schedule"]
-    # The same batches in one chunk, by a run that asked for it.
-    assert losses(tmp_path / "run")[1] == pytest.approx(losses(finished)[1], rel=1e-5)
+
+    roomy = dataclasses.replace(config, workdir=str(tmp_path / "roomy"))
+    monkeypatch.undo()
+    training.train(roomy)
+    assert json.loads((tmp_path / "roomy" / "config.json").read_text())["run"]["schedule"]["chunks"] == 1
+    same = pytest.approx(losses(tmp_path / "roomy")[1], rel=1e-5)
+    assert losses(tmp_path / "run")[1] == same
+
+    with pytest.raises(UserError, match="the step does not fit"):
+        training.train(dataclasses.replace(roomy, workdir=str(tmp_path / "no"), packing=PackingConfig(memory_gb=1e-4)))
 
 
 def test_a_workdir_of_an_unknown_kind_is_refused_before_anything_is_done(cache):
